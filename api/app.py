@@ -1,0 +1,81 @@
+"""The API's process: builds the parts, mounts the contracts, and ends its live streams when it stops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import builds, health, machine_images
+from api.deps import Parts
+from api.errors import install_error_handlers
+from api.limits import rate_limit
+from api.machine_requests import MachineBuildRequest
+from kiln import __version__
+from kiln.adapters.log_book import LogReader
+from kiln.adapters.objects import DirectoryStore
+from kiln.adapters.templates import Templates
+from kiln.catalog.session import Catalog
+from kiln.naming import DEFAULT_TEMPLATE
+from kiln.sealing import Sealer
+from kiln.settings import PROJECT_ROOT, Settings
+from kiln.temporal import lazy_client
+
+DESCRIPTION = "Durable machine-image builds: Packer driven by Temporal."
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Its parts are made when it starts, and closed when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parts = await make_parts(settings)
+        app.state.parts = parts
+        try:
+            yield
+        finally:
+            parts.closing.set()
+            await parts.logs.aclose()
+            await asyncio.to_thread(parts.catalog.close)
+
+    app = FastAPI(title="Kiln", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    install_error_handlers(app)
+    for module in (machine_images, builds, health):
+        app.include_router(module.router)
+    _describe_bodies(app)
+    return app
+
+
+async def make_parts(settings: Settings) -> Parts:
+    """Everything that requests use. Raises SettingsError, UnavailableError with one line that says what is missing."""
+    catalog = Catalog(settings.catalog_dsn)
+    await asyncio.to_thread(catalog.migrate)
+    templates = Templates(PROJECT_ROOT / "packer", settings.template_dir)
+    await asyncio.to_thread(templates.find, DEFAULT_TEMPLATE)  # parsed now rather than at the first request
+    return Parts(
+        settings=settings,
+        catalog=catalog,
+        logs=await asyncio.to_thread(LogReader, settings.logs_dsn),
+        objects=DirectoryStore(settings.home_dir / "objects"),
+        temporal=await lazy_client(settings),
+        templates=templates,
+        sealer=Sealer(settings.secret_key),
+        build_limit=rate_limit(settings.machine_build_rate),
+    )
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Adds to OpenAPI the body that `POST /api/v1/images/build` reads by itself, because it may be anything."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schema = MachineBuildRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"].update(schema.pop("$defs", {}))
+            document["components"]["schemas"]["MachineBuildRequest"] = schema
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,59 @@
+"""Reading a JSON body that may be anything: bounded, and refused in both contracts' shapes before it is understood."""
+
+import json
+from typing import Any
+
+from fastapi import Request
+
+from api.errors import ApiError
+
+
+async def json_object(request: Request, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
+    """The raw body and the object in it.
+
+    Raises ApiError 413 as soon as the body is known to be too long, 415 for another media type, 422 for what is no
+    JSON object. All of them carry both contracts' errors.
+    """
+    _check_media_type(request)
+    raw = await _bounded(request, limit_bytes)
+    try:
+        parsed = json.loads(raw, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise _refused(422, "invalid_request", "body: not valid JSON") from None
+    if not isinstance(parsed, dict):
+        raise _refused(422, "invalid_request", "body: must be a JSON object")
+    return raw, parsed
+
+
+def _check_media_type(request: Request) -> None:
+    header = request.headers.get("content-type", "application/json")
+    media_type = header.split(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        raise _refused(415, "unsupported_media_type", f"Content-Type: must be application/json, not {media_type[:100]}")
+
+
+async def _bounded(request: Request, limit_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise _too_large(limit_bytes)
+    return bytes(body)
+
+
+def _too_large(limit_bytes: int) -> ApiError:
+    return _refused(413, "payload_too_large", f"body: at most {limit_bytes} bytes are read", close=True)
+
+
+def _refused(status: int, code: str, message: str, *, close: bool = False) -> ApiError:
+    # What is left of a body that is too long is not read: the connection ends with the answer.
+    return ApiError(status, code, message, shared=True, headers={"Connection": "close"} if close else None)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

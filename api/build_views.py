@@ -1,0 +1,133 @@
+"""What kiln shows of a build: `B` of the contract."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from api.times import iso, iso_or_none
+from kiln.catalog.builds import BuildWithImage, shown_status
+from kiln.catalog.tables import Build, Image
+from kiln.naming import build_workflow_id
+
+
+class ImageBody(BaseModel):
+    """A finished image."""
+
+    kind: str = Field(examples=["ami"])
+    reference: str = Field(examples=["ami-0abcdef1234567890"])
+    ami_id: str | None = Field(examples=["ami-0abcdef1234567890"])
+    digest: str | None = Field(examples=[None])
+    region: str | None = Field(examples=["us-east-1"])
+    platform: str | None = Field(examples=["linux/amd64"])
+    size_bytes: int | None = Field(examples=[8589934592])
+    simulated: bool
+    state: str = Field(examples=["available"], description="available, deleting, deleted or gone")
+    state_reason: str | None = Field(examples=[None], description="why it is gone")
+    kept_snapshots: list[str] = Field(description="snapshots that its deletion spared: another AMI uses them")
+
+
+class FailureBody(BaseModel):
+    """Why a build failed."""
+
+    code: str = Field(examples=["tool_failed"])
+    message: str = Field(examples=["Build 'amazon-ebs.agent' errored: Script exited with non-zero exit status: 1."])
+
+
+class ProgressBody(BaseModel):
+    """What a live build is doing now, as its workflow says."""
+
+    phase: str = Field(examples=["building"])
+    detail: str = Field(examples=["Packer is running (attempt 1)"])
+    attempt: int
+    since: str | None
+    last_line: str | None
+    waiting_for: str | None = Field(examples=["waiting for a Packer builder; none is connected"])
+
+
+class BuildBody(BaseModel):
+    """A build of any kind."""
+
+    id: str = Field(examples=["550e8400-e29b-41d4-a716-446655440000"])
+    kind: str = Field(examples=["machine"])
+    api: str = Field(examples=["machine-images"])
+    status: str = Field(examples=["building"])
+    image: ImageBody | None
+    spec: dict[str, Any] = Field(examples=[{"provider": "claude-code", "region": "us-east-1"}])
+    error: FailureBody | None
+    attempt: int
+    workflow_id: str = Field(examples=["build-550e8400-e29b-41d4-a716-446655440000"])
+    workflow_url: str | None
+    created_by: str
+    created_at: str = Field(examples=["2026-03-25T14:30:00Z"])
+    queued_seconds: float
+    started_at: str | None
+    completed_at: str | None
+    progress: ProgressBody | None
+    simulated: bool | None = Field(None, description="present and true where EC2 is simulated")
+
+
+class BuildPage(BaseModel):
+    builds: list[BuildBody]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class Live:
+    """What only Temporal knows of a build."""
+
+    workflow_url: str | None
+    progress: dict[str, Any] | None
+    simulated: bool
+
+
+def build_body(found: BuildWithImage, live: Live) -> dict[str, Any]:
+    """`B` of a row, its image, and what Temporal says."""
+    build, image = found.build, found.image
+    return {
+        "id": build.id,
+        "kind": build.kind,
+        "api": build.api,
+        "status": shown_status(build).value,
+        "image": _image(image) if image else None,
+        "spec": _spec(build),
+        "error": {"code": build.error_code, "message": build.error_message} if build.error_code else None,
+        "attempt": build.attempt,
+        "workflow_id": build_workflow_id(build.id),
+        "workflow_url": live.workflow_url,
+        "created_by": build.created_by,
+        "created_at": iso(build.created_at),
+        "queued_seconds": _queued_seconds(build),
+        "started_at": iso_or_none(build.started_at),
+        "completed_at": iso_or_none(build.completed_at),
+        "progress": live.progress,
+        "simulated": image.simulated if image else live.simulated or None,
+    }
+
+
+def _image(image: Image) -> dict[str, Any]:
+    return {
+        "kind": image.kind,
+        "reference": image.reference,
+        "ami_id": image.reference,
+        "digest": None,
+        "region": image.region,
+        "platform": image.platform,
+        "size_bytes": image.size_bytes,
+        "simulated": image.simulated,
+        "state": image.status,
+        "state_reason": image.gone_reason,
+        "kept_snapshots": image.kept_snapshot_ids,
+    }
+
+
+def _spec(build: Build) -> dict[str, Any]:
+    """What was asked, secrets left out: their names stay, so that nobody wonders where they went."""
+    spec = {name: value for name, value in build.spec.items() if name not in ("kind", "template", "secret_names")}
+    return {**spec, "template_source": build.spec["template"], "secret_variables": build.spec["secret_names"]}
+
+
+def _queued_seconds(build: Build) -> float:
+    until = build.started_at or build.completed_at or datetime.now(UTC)
+    return round(max(0.0, (until - build.created_at).total_seconds()), 3)

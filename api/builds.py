@@ -1,0 +1,136 @@
+"""The contract kiln: builds of every kind through one lens (`/api/v1/builds`)."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import AUTH_SCHEMES, Reader, Writer
+from api.build_views import BuildBody, BuildPage, Live, build_body
+from api.cancel import cancel
+from api.deps import P, Parts
+from api.errors import errors
+from api.ids import build_id_of
+from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
+from api.progress import live_view
+from kiln.catalog import builds
+from kiln.catalog.builds import BuildFilter, BuildWithImage
+from kiln.catalog.keys import Identity
+from kiln.errors import BuildNotFoundError, InvalidRequestError
+
+router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCHEMES)
+
+CommaList = Annotated[str | None, Query(description="one name, or several joined with commas")]
+
+
+@router.get(
+    "", summary="List builds of every kind", response_model=BuildPage, responses=errors(401, 403, 422, 500, 503)
+)
+async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
+    identity: Reader,
+    parts: P,
+    kind: CommaList = None,
+    status: CommaList = None,
+    image: CommaList = None,
+    api: CommaList = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> dict[str, Any]:
+    """Newest first. A build that arrives meanwhile makes no duplicate and no gap."""
+    wanted = BuildFilter(identity.organization_id, _split(api), _split(kind), _split(status), _split(image))
+    after = _decode(cursor) if cursor is not None else None
+    rows = await run_in_threadpool(_page, parts, wanted, limit + 1, after)
+    shown = rows[:limit]
+    bodies = await _bodies(parts, shown)
+    return {"builds": bodies, "next_cursor": _encode(shown[-1]) if len(rows) > limit else None}
+
+
+@router.get(
+    "/{build_id}", summary="Get a build", response_model=BuildBody, responses=errors(401, 403, 404, 422, 500, 503)
+)
+async def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]:
+    """A build, with what it is doing now while it is live."""
+    found = await run_in_threadpool(_find, parts, identity, build_id_of(build_id))
+    return (await _bodies(parts, [found]))[0]
+
+
+@router.post(
+    "/{build_id}/cancel",
+    status_code=202,
+    summary="Cancel a build",
+    response_model=BuildBody,
+    responses=errors(401, 403, 404, 422, 500, 503),
+)
+async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, Any]:
+    """Asks for the build's end; it reads `cancelled` once nothing of it is left. Repeating it changes nothing."""
+    found = await cancel(parts, identity, build_id_of(build_id), None)
+    return (await _bodies(parts, [found]))[0]
+
+
+@router.get(
+    "/{build_id}/logs",
+    summary="Follow a build's log",
+    response_class=Response,
+    responses={**LOG_RESPONSES, **errors(401, 403, 404, 422, 500, 503)},
+)
+def build_log(  # noqa: PLR0913, PLR0917  what a request carries
+    request: Request,
+    build_id: str,
+    identity: Reader,
+    parts: P,
+    after: AfterQuery = 0,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Server-sent events, each line numbered; the stream ends with the build."""
+    found = _find(parts, identity, build_id_of(build_id))
+    return log_response(request, parts, found.build.id, after, last_event_id, lambda status: status.value)
+
+
+async def _bodies(parts: Parts, rows: Sequence[BuildWithImage]) -> list[dict[str, Any]]:
+    views: list[Live] = await asyncio.gather(*(live_view(parts, row.build) for row in rows))
+    return [build_body(row, view) for row, view in zip(rows, views, strict=True)]
+
+
+def _page(parts: Parts, wanted: BuildFilter, limit: int, after: tuple[datetime, str] | None) -> list[BuildWithImage]:
+    with parts.catalog.read() as session:
+        return builds.page(session, wanted, limit, after)
+
+
+def _find(parts: Parts, identity: Identity, build_id: str) -> BuildWithImage:
+    with parts.catalog.read() as session:
+        found = _in(session, identity, build_id)
+    if found is None:
+        raise BuildNotFoundError("no build of this organization has this id")
+    return found
+
+
+def _in(session: Session, identity: Identity, build_id: str) -> BuildWithImage | None:
+    return builds.find(session, identity.organization_id, build_id)
+
+
+def _split(names: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in names.split(",") if part.strip()) if names else None
+
+
+def _encode(row: BuildWithImage) -> str:
+    place = f"{row.build.created_at.isoformat()} {row.build.id}"
+    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> tuple[datetime, str]:
+    try:
+        place = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        moment, build_id = place.split(" ")
+        created_at = datetime.fromisoformat(moment)
+        if created_at.tzinfo is None:
+            raise ValueError("no zone")
+    except (ValueError, binascii.Error):
+        raise InvalidRequestError("cursor", "must be the next_cursor of an earlier page") from None
+    return created_at, build_id_of(build_id)

@@ -1,0 +1,147 @@
+"""Error bodies. machine-images and kiln answer `{"error": {"code", "message"}}`; container-images `{"detail"}`."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+
+from kiln.errors import (
+    BuildNotFoundError,
+    IdempotencyKeyReusedError,
+    ImageBuildingError,
+    ImageNotFoundError,
+    InvalidRequestError,
+    KilnError,
+    UnavailableError,
+)
+
+RETRY_AFTER_SECONDS = 5
+log = logging.getLogger("kiln.api")
+
+
+class ErrorText(BaseModel):
+    code: str = Field(examples=["invalid_request"], description="snake_case, permanent")
+    message: str = Field(examples=["provider: Field required"], description="one plain sentence")
+
+
+class ErrorBody(BaseModel):
+    """The error of machine-images and kiln."""
+
+    error: ErrorText
+
+
+class SharedErrorBody(ErrorBody):
+    """The error of a POST that was refused before it was clear whose it is: both contracts' at once."""
+
+    detail: str = Field(examples=["the body is not valid JSON"])
+
+
+class DetailBody(BaseModel):
+    """The error of container-images."""
+
+    detail: str
+
+
+class ApiError(Exception):
+    """An answer other than success, in machine-images' shape; `shared` adds container-images' beside it."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, shared: bool = False, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.shared = shared
+        self.headers = dict(headers or {})
+
+    def as_shared(self) -> "ApiError":
+        """The same error in both contracts' shapes."""
+        return ApiError(self.status, self.code, self.message, shared=True, headers=self.headers)
+
+    def response(self) -> JSONResponse:
+        body: dict[str, object] = {"error": {"code": self.code, "message": self.message}}
+        if self.shared:
+            body["detail"] = self.message
+        return JSONResponse(body, self.status, headers=self.headers)
+
+
+def invalid(field: str, problem: str) -> ApiError:
+    """A 422 that names the field."""
+    return ApiError(422, "invalid_request", f"{field}: {problem}")
+
+
+def from_validation(error: ValidationError | RequestValidationError) -> ApiError:
+    """The first thing that Pydantic found, with the field's name as the caller wrote it."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    problem = str(first["msg"]).removeprefix("Value error, ")
+    return invalid(".".join(place) or "body", problem)
+
+
+CODES: dict[type[KilnError], tuple[int, str]] = {
+    InvalidRequestError: (422, "invalid_request"),
+    BuildNotFoundError: (404, "build_not_found"),
+    ImageNotFoundError: (404, "image_not_found"),
+    ImageBuildingError: (409, "image_building"),
+    IdempotencyKeyReusedError: (409, "idempotency_key_reused"),
+    UnavailableError: (503, "unavailable"),
+}
+
+
+def from_kiln(error: KilnError) -> ApiError:
+    """The answer to an error of Kiln's own; one that no caller can cause is a 500."""
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            status, code = CODES[kind]
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+            return ApiError(status, code, str(error), headers=headers)
+    log.error("unexpected", exc_info=error)
+    return internal()
+
+
+def internal() -> ApiError:
+    return ApiError(500, "internal", "the server failed; the failure is in its log")
+
+
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
+def from_http(error: HTTPException) -> ApiError:
+    """What the routing itself refuses: unknown paths and methods."""
+    code = HTTP_CODES.get(error.status_code, "invalid_request")
+    return ApiError(error.status_code, code, HTTPStatus(error.status_code).phrase, headers=error.headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every way in which a request can fail ends in a contract's shape."""
+
+    @app.exception_handler(ApiError)
+    async def _api(_request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(KilnError)
+    async def _kiln(_request: Request, error: KilnError) -> JSONResponse:
+        return from_kiln(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
+        return from_validation(error).response()
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        return from_http(error).response()
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
+        return internal().response()
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for these statuses, in machine-images' shape."""
+    return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}

@@ -1,0 +1,109 @@
+"""Is the process alive, are its parts, and what do they count: `/healthz`, `/readyz`, `/metrics`."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from temporalio.service import RPCError
+
+from api.deps import P, Parts
+from kiln.catalog import builds, workers
+from kiln.errors import KilnError
+
+PATIENCE = timedelta(seconds=2)
+OK = "ok"
+
+router = APIRouter(tags=["operations"])
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ok"])
+
+
+class Readiness(BaseModel):
+    """Each part by name: `ok`, or what is wrong with it."""
+
+    status: str = Field(examples=["ready"], description="ready, or unavailable")
+    ec2: str = Field(examples=["simulated"], description="simulated, or aws")
+    parts: dict[str, str] = Field(examples=[{"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok"}])
+
+
+@router.get("/healthz", summary="Is the process alive?", response_model=Health)
+def healthz() -> dict[str, str]:
+    return {"status": OK}
+
+
+@router.get(
+    "/readyz",
+    summary="Do the parts answer?",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "A part does not answer"}},
+)
+async def readyz(parts: P) -> JSONResponse:
+    """503, with which is down, unless every part answers."""
+    names = ("catalog", "temporal", "object_store", "logs")
+    states = await asyncio.gather(
+        _state(parts.catalog.ping), _temporal_state(parts), _state(parts.objects.ping), _state(parts.logs.ping)
+    )
+    found = dict(zip(names, states, strict=True))
+    ready = all(state == OK for state in states)
+    body = {"status": "ready" if ready else "unavailable", "ec2": parts.settings.ec2.value, "parts": found}
+    return JSONResponse(body, 200 if ready else 503, headers=None if ready else {"Retry-After": "5"})
+
+
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(parts: P) -> Response:
+    """Builds by kind and status, and slots by living worker role, counted at the time of asking."""
+    registry = CollectorRegistry()
+    registry.register(_CatalogCollector(parts))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _state(ping: Callable[[], None]) -> str:
+    try:
+        await asyncio.wait_for(run_in_threadpool(ping), PATIENCE.total_seconds())
+    except KilnError as error:
+        return str(error)
+    except TimeoutError:
+        return "does not answer"
+    return OK
+
+
+async def _temporal_state(parts: Parts) -> str:
+    try:
+        check = parts.temporal.service_client.check_health(timeout=PATIENCE)
+        serving = await asyncio.wait_for(check, PATIENCE.total_seconds())
+    except (RPCError, RuntimeError, TimeoutError):
+        return "does not answer"
+    return OK if serving else "not serving"
+
+
+class _CatalogCollector(Collector):
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        with self._parts.catalog.read() as session:
+            counts = builds.count_by_status(session)
+            alive = workers.living(session)
+        family = GaugeMetricFamily("kiln_builds", "Builds in the catalog", labels=["kind", "status"])
+        for (kind, status), count in sorted(counts.items()):
+            family.add_metric([kind, status], count)
+        yield family
+        slots = GaugeMetricFamily("kiln_worker_slots", "Build slots of living workers", labels=["worker", "role"])
+        for worker in alive:
+            slots.add_metric([worker.id, worker.role], worker.slots)
+        yield slots

@@ -1,0 +1,232 @@
+"""The contract machine-images: AMIs built with Packer (`/api/v1/images`)."""
+
+import asyncio
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, caller, require
+from api.body import json_object
+from api.cancel import cancel
+from api.deps import P, Parts
+from api.errors import ApiError, DetailBody, ErrorBody, SharedErrorBody, errors
+from api.ids import build_id_of
+from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
+from api.machine_requests import understand
+from api.machine_views import (
+    AcceptedBuild,
+    MachineBuild,
+    MachineImageList,
+    accepted,
+    finished_image,
+    machine_build,
+    pending_image,
+    shown,
+)
+from api.submit import Submission, submit
+from kiln.catalog import builds, images
+from kiln.catalog.builds import BuildWithImage, NewBuild
+from kiln.catalog.images import ImageFilter
+from kiln.catalog.keys import Identity
+from kiln.catalog.tables import Image
+from kiln.errors import (
+    BuildNotFoundError,
+    ImageBuildingError,
+    ImageNotFoundError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from kiln.models import Api, ImageRef
+from workflows.start import start_deletion
+
+DELETE_PATIENCE = timedelta(seconds=20)
+DELETE_POLL_SECONDS = 0.05
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+CONTAINER_FIELDS = ("image_name", "source_image", "sourceImage")
+CONTAINERS_OFF = "this server builds machine images only; it serves no container images"
+router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencies=AUTH_SCHEMES)
+
+
+@router.post(
+    "/build",
+    status_code=202,
+    response_model=AcceptedBuild,
+    summary="Start an image build",
+    responses={
+        **errors(403, 409, 429, 500, 503),
+        401: {"model": SharedErrorBody, "description": "No usable key"},
+        413: {"model": SharedErrorBody, "description": "The body is too large"},
+        415: {"model": SharedErrorBody, "description": "The body is not JSON"},
+        422: {"model": SharedErrorBody | ErrorBody | DetailBody, "description": "The body cannot be served"},
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/MachineBuildRequest"}}},
+        }
+    },
+)
+async def build_image(
+    request: Request,
+    parts: P,
+    idempotency_key: Annotated[str | None, Header(description="makes a repeated POST answer as the first")] = None,
+) -> JSONResponse:
+    """Bakes an AMI with a coding agent installed. The build is queued; watch it by its id."""
+    try:
+        identity = await caller(request, parts)
+    except ApiError as error:
+        raise error.as_shared() from None
+    raw, body = await json_object(request, parts.settings.max_body_bytes)
+    if any(body.get(name) is not None for name in CONTAINER_FIELDS):
+        return JSONResponse({"detail": CONTAINERS_OFF}, 422)
+    require(identity, BUILDS_WRITE)
+    parts.build_limit.check(identity.key_id)
+    submission = _submission(identity, parts, raw, body, idempotency_key)
+    answer = await submit(parts, submission, lambda build: accepted(build, simulated=parts.settings.simulated))
+    return JSONResponse(answer, submission.status_code)
+
+
+def _submission(
+    identity: Identity, parts: Parts, raw: bytes, body: dict[str, Any], idempotency_key: str | None
+) -> Submission:
+    if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters without spaces")
+    wanted = understand(body, parts.settings, parts.templates)
+    new = NewBuild(
+        organization_id=identity.organization_id,
+        api=Api.MACHINE_IMAGES,
+        spec=wanted.spec,
+        created_by=identity.key_id,
+        secrets=parts.sealer.seal(wanted.secrets),
+    )
+    return Submission(new=new, status_code=202, body=raw, idempotency_key=idempotency_key)
+
+
+@router.get(
+    "",
+    summary="List machine images",
+    response_model=MachineImageList,
+    responses={**errors(401, 403, 500, 503), 422: {"model": DetailBody, "description": "A container-image listing"}},
+)
+def list_images(
+    request: Request,
+    identity: Reader,
+    parts: P,
+    region: Annotated[str | None, Query(description="only AMIs of this region")] = None,
+    provider: Annotated[str | None, Query(description="only AMIs with this agent")] = None,
+) -> JSONResponse:
+    """Every AMI of the organization that exists in EC2, newest first."""
+    if "offset" in request.query_params or "limit" in request.query_params:
+        return JSONResponse({"detail": CONTAINERS_OFF}, 422)
+    wanted = ImageFilter(identity.organization_id, Api.MACHINE_IMAGES, region, provider)
+    with parts.catalog.read() as session:
+        pending = builds.pending_images(session, identity.organization_id, Api.MACHINE_IMAGES)
+        finished = images.listing(session, wanted, datetime.now(UTC) - DELETE_PATIENCE)
+    rows = [pending_image(build, simulated=parts.settings.simulated) for build in pending if wanted.takes(build)]
+    rows += [finished_image(row) for row in finished]
+    return JSONResponse({"images": rows})
+
+
+@router.get(
+    "/builds/{build_id}",
+    summary="Get a build's status",
+    response_model=MachineBuild,
+    response_model_exclude_unset=True,
+    responses=errors(401, 403, 404, 422, 500, 503),
+)
+def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]:
+    """`queued` until Packer runs, `building` while it does, then how it ended."""
+    with parts.catalog.read() as session:
+        return machine_build(_find(session, identity, build_id_of(build_id)), simulated=parts.settings.simulated)
+
+
+@router.post(
+    "/builds/{build_id}/cancel",
+    status_code=202,
+    summary="Cancel a build",
+    response_model=MachineBuild,
+    response_model_exclude_unset=True,
+    responses=errors(401, 403, 404, 422, 500, 503),
+)
+async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, Any]:
+    """Asks for the build's end; it reads `cancelled` once nothing of it is left in EC2. Repeating it changes nothing."""
+    found = await cancel(parts, identity, build_id_of(build_id), Api.MACHINE_IMAGES)
+    return machine_build(found, simulated=parts.settings.simulated)
+
+
+@router.get(
+    "/builds/{build_id}/logs",
+    summary="Follow a build's log",
+    response_class=Response,
+    responses={**LOG_RESPONSES, **errors(401, 403, 404, 422, 500, 503)},
+)
+def build_log(  # noqa: PLR0913, PLR0917  what a request carries
+    request: Request,
+    build_id: str,
+    identity: Reader,
+    parts: P,
+    after: AfterQuery = 0,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Server-sent events, each line numbered; the stream ends with the build."""
+    with parts.catalog.read() as session:
+        found = _find(session, identity, build_id_of(build_id))
+    return log_response(request, parts, found.build.id, after, last_event_id, shown)
+
+
+@router.delete(
+    "/{image_id}",
+    status_code=204,
+    summary="Delete an image",
+    response_class=Response,
+    responses={
+        202: {"description": "Not all is gone yet; the deletion goes on in the background"},
+        **errors(401, 403, 404, 409, 500, 503),
+    },
+)
+async def delete_image(image_id: str, identity: Writer, parts: P) -> Response:
+    """Deregisters the AMI and deletes every EBS snapshot behind it. Running instances are not affected.
+
+    A snapshot that another AMI also uses is kept, and named in the header `Kiln-Kept-Snapshots`.
+    """
+    image = await run_in_threadpool(_begin_deletion, parts, identity, image_id)
+    deadline = time.monotonic() + DELETE_PATIENCE.total_seconds()
+    try:
+        await start_deletion(parts.temporal, ImageRef(image_id=image.id, organization_id=image.organization_id))
+    except UnavailableError:
+        return Response(status_code=202)  # the row stands; the dispatcher starts the deletion later
+    while time.monotonic() < deadline:
+        row = await run_in_threadpool(_image_row, parts, image.id)
+        if row is not None and row.status == images.DELETED:
+            kept = {"Kiln-Kept-Snapshots": ", ".join(row.kept_snapshot_ids)} if row.kept_snapshot_ids else None
+            return Response(status_code=204, headers=kept)
+        await asyncio.sleep(DELETE_POLL_SECONDS)
+    return Response(status_code=202)
+
+
+def _find(session: Session, identity: Identity, build_id: str) -> BuildWithImage:
+    found = builds.find(session, identity.organization_id, build_id, Api.MACHINE_IMAGES)
+    if found is None:
+        raise BuildNotFoundError("no build of this organization has this id")
+    return found
+
+
+def _begin_deletion(parts: Parts, identity: Identity, reference: str) -> Image:
+    with parts.catalog.transaction() as tx:
+        image = images.find(tx, identity.organization_id, Api.MACHINE_IMAGES, reference)
+        if image is None and builds.building_image(tx, identity.organization_id, Api.MACHINE_IMAGES, reference):
+            raise ImageBuildingError(f"{reference} is still being built")
+        if image is None or not images.begin_deletion(tx, image.id):
+            raise ImageNotFoundError("no image of this organization has this id")
+        return image
+
+
+def _image_row(parts: Parts, image_id: str) -> Image | None:
+    with parts.catalog.read() as session:
+        return images.get(session, image_id)

@@ -1,0 +1,163 @@
+"""What `POST /api/v1/images/build` may ask of machine-images, and how it becomes a build's specification."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+
+from api.errors import from_validation
+from kiln.errors import InvalidRequestError
+from kiln.models import MachineBuildSpec, Provider
+from kiln.naming import DEFAULT_TEMPLATE, RESERVED_TAG_PREFIXES
+from kiln.ports import TemplateShelf, TemplateView
+from kiln.settings import Settings
+
+# EC2's limits (CreateTags): 50 tags a resource; Kiln and Packer need a few of them.
+TAGS_LIMIT = 40
+TAG_KEY_LENGTH = 128
+TAG_VALUE_LENGTH = 256
+VARIABLES_LIMIT = 100
+VARIABLE_LENGTH = 16 * 1024
+# https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-types.html: family, generation, size.
+INSTANCE_TYPE = re.compile(r"[a-z][a-z0-9-]{0,15}\.[a-z0-9-]{1,20}")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+VariableValue = Annotated[StrictStr, Field(max_length=VARIABLE_LENGTH)]
+
+
+class TemplateChoice(BaseModel):
+    """The object form of `template_source`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["builtin"]
+    name: StrictStr = Field(examples=["default-ec2"])
+
+
+class MachineBuildRequest(BaseModel):
+    """An AMI to bake. Only the provider is required; every other field takes the server's default."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "anyOf": [{"required": ["provider"]}, {"required": ["agent_provider"]}],
+            "examples": [
+                {"provider": "claude-code"},
+                {
+                    "provider": "claude-code",
+                    "region": "us-east-1",
+                    "instance_type": "t3.medium",
+                    "template_source": "builtin://default-ec2",
+                    "variables": {"extra_packages": "ripgrep"},
+                    "tags": {"team": "platform"},
+                },
+            ],
+        },
+    )
+
+    provider: Provider | None = Field(None, description="the coding agent to install")
+    agent_provider: Provider | None = Field(None, description="another spelling of `provider`")
+    region: StrictStr | None = Field(None, description="AWS region of the AMI, one that the server is configured for")
+    instance_type: StrictStr | None = Field(None, description="EC2 instance type for the build")
+    template_source: StrictStr | None = Field(None, description="`builtin://NAME` or `operator://NAME`")
+    template: TemplateChoice | None = Field(None, description="the object form of `template_source`")
+    variables: dict[StrictStr, VariableValue] = Field({}, description="handed to Packer", max_length=VARIABLES_LIMIT)
+    tags: dict[StrictStr, StrictStr] = Field({}, description="added to all that the build makes", max_length=TAGS_LIMIT)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request that is understood: the specification, and its secret values apart."""
+
+    spec: MachineBuildSpec
+    secrets: dict[str, str]
+
+
+def understand(body: dict[str, Any], settings: Settings, shelf: TemplateShelf) -> Wanted:
+    """The specification of a body. Raises ApiError or InvalidRequestError, both naming the field."""
+    try:
+        request = MachineBuildRequest.model_validate({name: value for name, value in body.items() if value is not None})
+    except ValidationError as error:
+        raise from_validation(error) from None
+    template = shelf.find(_source(request))
+    _check_variables(request.variables, template)
+    _check_tags(request.tags)
+    secrets = {name: value for name, value in request.variables.items() if template.is_secret(name)}
+    spec = MachineBuildSpec(
+        provider=_provider(request),
+        region=_region(request, settings),
+        instance_type=_instance_type(request, settings),
+        template=template.source,
+        variables={name: value for name, value in request.variables.items() if name not in secrets},
+        secret_names=tuple(sorted(secrets)),
+        tags=request.tags,
+    )
+    return Wanted(spec, secrets)
+
+
+def _source(request: MachineBuildRequest) -> str:
+    if request.template is None:
+        return DEFAULT_TEMPLATE if request.template_source is None else request.template_source
+    if request.template_source is not None:
+        raise InvalidRequestError("template", "template and template_source are two forms of one field; send one")
+    return f"builtin://{request.template.name}"
+
+
+def _provider(request: MachineBuildRequest) -> str:
+    if request.provider and request.agent_provider and request.provider is not request.agent_provider:
+        raise InvalidRequestError("agent_provider", "is another spelling of provider, and must agree with it")
+    field = request.provider or request.agent_provider
+    provider = _with_variable("provider", field.value if field else None, request)
+    if provider is None:
+        raise InvalidRequestError("provider", "Field required")
+    if provider not in set(Provider):
+        raise InvalidRequestError("variables.provider", f"must be one of {', '.join(Provider)}")
+    return provider
+
+
+def _region(request: MachineBuildRequest, settings: Settings) -> str:
+    region = _with_variable("region", request.region, request) or settings.default_region
+    if region not in settings.regions:
+        raise InvalidRequestError("region", f"this server builds in {', '.join(settings.regions)} only")
+    return region
+
+
+def _instance_type(request: MachineBuildRequest, settings: Settings) -> str:
+    chosen = _with_variable("instance_type", request.instance_type, request) or settings.instance_type
+    if not INSTANCE_TYPE.fullmatch(chosen):
+        raise InvalidRequestError("instance_type", "must be an EC2 instance type, such as t3.medium")
+    return chosen
+
+
+def _with_variable(name: str, field: str | None, request: MachineBuildRequest) -> str | None:
+    """A field that a variable may also set: alone it counts as the field, beside it they must agree."""
+    variable = request.variables.get(name)
+    if field == "":
+        raise InvalidRequestError(name, "must not be empty")
+    if field is not None and variable is not None and field != variable:
+        raise InvalidRequestError(f"variables.{name}", f"disagrees with the field {name}")
+    return variable if field is None else field
+
+
+def _check_variables(variables: dict[str, str], template: TemplateView) -> None:
+    declared = template.public_names
+    for name, value in variables.items():
+        if name not in declared:
+            raise InvalidRequestError(
+                f"variables.{name}", f"the template does not declare it; it declares {', '.join(declared)}"
+            )
+        if CONTROL_CHARACTERS.search(value):
+            raise InvalidRequestError(f"variables.{name}", "holds control characters")
+
+
+def _check_tags(tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        if key.lower().startswith(RESERVED_TAG_PREFIXES):
+            raise InvalidRequestError(f"tags.{key}", "names that begin with kiln: or aws: are reserved")
+        if not 1 <= len(key) <= TAG_KEY_LENGTH or CONTROL_CHARACTERS.search(key):
+            raise InvalidRequestError(
+                f"tags.{key[:TAG_KEY_LENGTH]}", f"a tag's name has 1 to {TAG_KEY_LENGTH} characters"
+            )
+        if len(value) > TAG_VALUE_LENGTH or CONTROL_CHARACTERS.search(value):
+            raise InvalidRequestError(f"tags.{key}", f"a tag's value has at most {TAG_VALUE_LENGTH} characters")

@@ -1,0 +1,175 @@
+"""The catalog's tables. Every change of them is a migration beside this file."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time on both databases: PostgreSQL keeps the zone, SQLite does not, so it is given back here."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.astimezone(UTC) if value is not None else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Root of the mapped classes. Rows are read detached: nothing is loaded after a transaction's end."""
+
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[str]: JSON, str: Text}  # noqa: RUF012
+
+
+ID = String(36)
+SHORT = String(255)
+
+
+class Installation(Base):
+    """The one row that names this installation; its id is the tag on everything that Kiln makes in a cloud account."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class Organization(Base):
+    """Who owns builds, images and keys."""
+
+    __tablename__ = "organizations"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    slug: Mapped[str] = mapped_column(SHORT, unique=True)
+    created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A key that opens the APIs. Only its SHA-256 is kept: 320 random bits need no slow hash."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), index=True)
+    name: Mapped[str] = mapped_column(SHORT)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    hint: Mapped[str] = mapped_column(String(16))
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+
+
+class Build(Base):
+    """One build of any kind. `run_id` is the workflow run that claimed it; `lease_until` is the attempt's own hold;
+    from `closing_at` on, no attempt begins or goes on;
+    `pending_image` is the AMI that EC2 is making for it."""
+
+    __tablename__ = "builds"
+    __table_args__ = (
+        Index("ix_builds_page", "organization_id", "created_at", "id"),
+        Index("ix_builds_open", "status", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    kind: Mapped[str] = mapped_column(SHORT)
+    api: Mapped[str] = mapped_column(SHORT)
+    platform: Mapped[str] = mapped_column(SHORT)
+    status: Mapped[str] = mapped_column(SHORT)
+    spec: Mapped[dict[str, Any]]
+    secrets: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_by: Mapped[str] = mapped_column(ID)
+    created_at: Mapped[datetime]
+    run_id: Mapped[str | None] = mapped_column(SHORT)
+    cancel_requested_at: Mapped[datetime | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    lease_holder: Mapped[str | None] = mapped_column(SHORT)
+    lease_until: Mapped[datetime | None]
+    closing_at: Mapped[datetime | None]
+    account: Mapped[str | None] = mapped_column(SHORT)
+    region: Mapped[str | None] = mapped_column(SHORT)
+    known_ids: Mapped[list[str]] = mapped_column(default=list)
+    pending_image: Mapped[str | None] = mapped_column(SHORT)
+    started_at: Mapped[datetime | None]
+    deadline_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    cleaned_at: Mapped[datetime | None]
+    error_code: Mapped[str | None] = mapped_column(SHORT)
+    error_message: Mapped[str | None]
+
+
+class Image(Base):
+    """A finished image. `status` is `available`, `deleting`, `deleted` or `gone` (not in EC2 any more; see `gone_reason`)."""
+
+    __tablename__ = "images"
+    __table_args__ = (
+        UniqueConstraint("account", "region", "reference"),
+        Index("ix_images_page", "organization_id", "created_at", "id"),
+        Index("ix_images_status", "status"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), unique=True)
+    kind: Mapped[str] = mapped_column(SHORT)
+    api: Mapped[str] = mapped_column(SHORT)
+    reference: Mapped[str] = mapped_column(SHORT, index=True)
+    account: Mapped[str] = mapped_column(SHORT)
+    region: Mapped[str] = mapped_column(SHORT)
+    platform: Mapped[str] = mapped_column(SHORT)
+    provider: Mapped[str] = mapped_column(SHORT)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    snapshot_ids: Mapped[list[str]]
+    kept_snapshot_ids: Mapped[list[str]] = mapped_column(default=list)
+    simulated: Mapped[bool]
+    status: Mapped[str] = mapped_column(SHORT)
+    created_at: Mapped[datetime]
+    deleting_at: Mapped[datetime | None]
+    gone_at: Mapped[datetime | None]
+    gone_reason: Mapped[str | None]
+
+
+class IdempotencyKey(Base):
+    """A POST that was answered already. The body is kept as a keyed digest: it may hold secrets."""
+
+    __tablename__ = "idempotency_keys"
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(SHORT, primary_key=True)
+    body_digest: Mapped[str] = mapped_column(String(64))
+    build_id: Mapped[str] = mapped_column(ID)
+    status_code: Mapped[int]
+    response: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class Worker(Base):
+    """A worker's presence, noted every few seconds; a queue without a live one is said to be so."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(SHORT, primary_key=True)
+    role: Mapped[str] = mapped_column(SHORT)
+    queues: Mapped[list[str]]
+    slots: Mapped[int]
+    seen_at: Mapped[datetime]

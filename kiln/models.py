@@ -1,0 +1,227 @@
+"""The shapes that Kiln's floors hand to each other. Times are aware and in UTC; durations are seconds where named so."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """A value object: immutable, and strict about unknown names only where a contract says so."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class BuildKind(StrEnum):
+    """What a build makes, in the words of `kiln.md`."""
+
+    MACHINE = "machine"
+    CONTAINER = "container"
+    TRANSFER = "transfer"
+    SNAPSHOT = "snapshot"
+    REGISTRATION = "registration"
+
+
+class Api(StrEnum):
+    """The contract through which a build came."""
+
+    MACHINE_IMAGES = "machine-images"
+
+
+class BuildStatus(StrEnum):
+    """A build's life as the catalog keeps it. `cancelling` is an open status with a cancel request; see `shown_status`."""
+
+    QUEUED = "queued"
+    BUILDING = "building"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    CANCELLING = "cancelling"
+
+    @property
+    def is_open(self) -> bool:
+        return self in OPEN_STATUSES
+
+
+OPEN_STATUSES = frozenset({BuildStatus.QUEUED, BuildStatus.BUILDING, BuildStatus.CANCELLING})
+
+
+class ErrorCode(StrEnum):
+    """Why a build failed, in the words of `kiln.md`."""
+
+    TOOL_FAILED = "tool_failed"
+    TIMED_OUT = "timed_out"
+    CONTEXT_MISSING = "context_missing"
+    CONTEXT_INVALID = "context_invalid"
+    SOURCE_UNAVAILABLE = "source_unavailable"
+    CAPACITY = "capacity"
+    VERIFICATION_FAILED = "verification_failed"
+    WORKFLOW_TERMINATED = "workflow_terminated"
+    INTERNAL = "internal"
+
+
+class Failure(Frozen):
+    """A build's error as it is recorded and shown."""
+
+    code: ErrorCode
+    message: str
+
+
+class Provider(StrEnum):
+    """The coding agents that Kiln's own template installs."""
+
+    CLAUDE_CODE = "claude-code"
+    CODEX = "codex"
+    GEMINI = "gemini"
+    CURSOR = "cursor"
+
+
+class MachineBuildSpec(Frozen):
+    """What an AMI build was asked for. `variables` holds no secret value: those are kept encrypted beside the spec."""
+
+    kind: Literal[BuildKind.MACHINE] = BuildKind.MACHINE
+    provider: str
+    region: str
+    instance_type: str
+    template: str
+    variables: dict[str, str] = Field(default_factory=dict)
+    secret_names: tuple[str, ...] = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+BuildSpec = Annotated[MachineBuildSpec, Field(discriminator="kind")]
+
+
+class BuildRef(Frozen):
+    """A build workflow's whole input: activities read the rest from the catalog."""
+
+    build_id: str
+    organization_id: str
+    kind: BuildKind
+    platform: str = "linux/amd64"
+
+
+class ImageRef(Frozen):
+    """A deletion workflow's whole input. `image_id` is the catalog's id of the image, not the AMI's."""
+
+    image_id: str
+    organization_id: str
+
+
+class Claim(Frozen):
+    """The answer to a run that asks whether the build is its own."""
+
+    mine: bool
+    cancelled: bool = False
+    heartbeat_timeout_seconds: float = 15.0
+    max_attempts: int = 10
+
+
+class BuiltImage(Frozen):
+    """What a builder made, as the cloud named it."""
+
+    image_id: str
+    region: str
+    account: str
+    attempt: int
+    adopted: bool = False
+
+
+class ImageView(Frozen):
+    """An image as `kiln.md` shows it inside a build."""
+
+    kind: Literal["ami"] = "ami"
+    reference: str
+    region: str | None = None
+    platform: str | None = None
+    size_bytes: int | None = None
+    simulated: bool = False
+
+
+class BuildEnd(Frozen):
+    """How a build ended: what the workflow returns and `record` writes."""
+
+    status: BuildStatus
+    error: Failure | None = None
+    image: ImageView | None = None
+
+
+class Progress(Frozen):
+    """What a live build is doing now."""
+
+    phase: str
+    detail: str
+    attempt: int = 0
+    since: datetime | None = None
+    last_line: str | None = None
+    waiting_for: str | None = None
+
+
+class BuildStatusView(Frozen):
+    """The answer of a build workflow's `status` query: the build, less what only the catalog knows."""
+
+    id: str
+    kind: BuildKind
+    status: BuildStatus
+    attempt: int
+    image: ImageView | None
+    error: Failure | None
+    progress: Progress | None
+
+
+class BuilderReport(Frozen):
+    """Signal `builder_report`: what a builder tells its workflow, for the Temporal UI and the `status` query."""
+
+    phase: Literal["building"]
+    attempt: int
+    detail: str
+
+
+class ClaimRequest(Frozen):
+    """Activity `claim-build`: which run asks for which build."""
+
+    build: BuildRef
+    run_id: str
+
+
+class PublishRequest(Frozen):
+    """Activity `publish-image`: what a builder made of which build."""
+
+    build: BuildRef
+    image: BuiltImage
+
+
+class EndRequest(Frozen):
+    """Activity `record-end`: how a build ended."""
+
+    build: BuildRef
+    end: BuildEnd
+
+
+class CleanupReport(Frozen):
+    """What a cleanup saw go."""
+
+    removed: tuple[str, ...] = ()
+
+
+class LostBuild(Frozen):
+    """An open build without a running workflow; `cancelled` if its cancellation had been asked for."""
+
+    build: BuildRef
+    cancelled: bool = False
+
+
+class HouseReport(Frozen):
+    """Builds whose workflow is no more, to be cleaned up after."""
+
+    lost: tuple[LostBuild, ...] = ()
+
+
+class HouseTerms(Frozen):
+    """Workflow `keep-house`: how long it rests between rounds, and every how many rounds it sweeps."""
+
+    pause_seconds: float = 10.0
+    rounds_a_sweep: int = 30
+    round: int = 0

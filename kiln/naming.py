@@ -1,0 +1,63 @@
+"""Names that Kiln gives to what it makes. Workflow ids, queues and tag keys are permanent: other services know them."""
+
+import re
+from typing import Final
+
+BUILD_WORKFLOW_ID_PREFIX: Final = "build-"
+CONTROL_QUEUE: Final = "kiln.control"
+PACKER_QUEUE: Final = "kiln.packer"
+KEEP_HOUSE_WORKFLOW_ID: Final = "keep-house"
+
+INSTALLATION_TAG: Final = "kiln:installation"
+BUILD_TAG: Final = "kiln:build-id"
+ATTEMPT_TAG: Final = "kiln:attempt"
+RESERVED_TAG_PREFIXES: Final = ("kiln:", "aws:")
+
+DEFAULT_TEMPLATE: Final = "builtin://default-ec2"
+# Template variables that Kiln sets and nobody else: names, tags and places that the cleanup relies on.
+RESERVED_VARIABLE_PREFIX: Final = "kiln_"
+
+_RESOURCE_NAME: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(\d+)$")
+_AMI_NAME_LIMIT: Final = 128
+
+
+def build_workflow_id(build_id: str) -> str:
+    """`build-{id}`: the id under which other services signal and query a build."""
+    return f"{BUILD_WORKFLOW_ID_PREFIX}{build_id}"
+
+
+def delete_workflow_id(image_id: str) -> str:
+    """The id of the workflow that deletes an image, by the catalog's id of that image."""
+    return f"delete-{image_id}"
+
+
+def resource_suffix(build_id: str, attempt: int) -> str:
+    """The end of the name of every resource that an attempt makes; cleanup finds untagged ones by it."""
+    return f"{build_id}-{attempt}"
+
+
+def image_name(prefix: str, provider: str, build_id: str, attempt: int) -> str:
+    """An AMI's name, at most 128 characters (EC2 `CreateImage`), unique by build and attempt."""
+    suffix = resource_suffix(build_id, attempt)
+    return f"{f'{prefix}-{provider}'[: _AMI_NAME_LIMIT - len(suffix) - 1]}-{suffix}"
+
+
+def key_pair_name(build_id: str, attempt: int) -> str:
+    """The temporary key pair of an attempt."""
+    return f"kiln-{resource_suffix(build_id, attempt)}"
+
+
+def security_group_name(build_id: str, attempt: int) -> str:
+    """The temporary security group of an attempt; must not begin with `sg-` (EC2 `CreateSecurityGroup`)."""
+    return f"kiln-{resource_suffix(build_id, attempt)}"
+
+
+def resource_tags(installation: str, build_id: str, attempt: int) -> dict[str, str]:
+    """The tags that every resource of an attempt carries."""
+    return {INSTALLATION_TAG: installation, BUILD_TAG: build_id, ATTEMPT_TAG: str(attempt)}
+
+
+def build_of_name(name: str) -> tuple[str, int] | None:
+    """The build id and attempt that a resource's name ends in, or None if it is not Kiln's."""
+    match = _RESOURCE_NAME.search(name)
+    return (match[1], int(match[2])) if match else None

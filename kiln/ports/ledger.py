@@ -1,0 +1,168 @@
+"""The catalog, as the activities use it."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from kiln.models import BuildEnd, BuildRef, BuildStatus, BuiltImage, Claim, ImageRef, MachineBuildSpec
+from kiln.ports.cloud import Ami
+
+
+@dataclass(frozen=True)
+class Order:
+    """An attempt that has begun: what it is to build, and by when. `secrets` are in clear: never log or heartbeat them."""
+
+    build_id: str
+    attempt: int
+    spec: MachineBuildSpec
+    secrets: Mapping[str, str] = field(repr=False)
+    known_ids: frozenset[str] = frozenset()
+    deadline_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Another attempt holds the build for so much longer."""
+
+    remaining: timedelta
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the cleanup of a build must know. `remaining_lease` is how long a lost attempt's tool may still live;
+    `published` is the AMI to spare; `account` is None if no attempt ever reached the cloud."""
+
+    build_id: str
+    attempt: int
+    region: str
+    account: str | None
+    known_ids: frozenset[str]
+    published: str | None
+    remaining_lease: timedelta
+    orderly: bool
+
+
+@dataclass(frozen=True)
+class DoomedImage:
+    """An image that is being deleted, and what the catalog remembers behind it."""
+
+    reference: str
+    region: str
+    account: str
+    snapshot_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LivingImage:
+    """An image that the catalog believes to be there."""
+
+    image_id: str
+    reference: str
+    region: str
+    account: str
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class BuildBrief:
+    """A build in short: what the dispatcher and the house-keeping decide by."""
+
+    ref: BuildRef
+    status: BuildStatus
+    run_id: str | None
+    cancel_requested: bool
+    created_at: datetime
+    completed_at: datetime | None
+
+
+class Ledger(Protocol):
+    """The catalog as workflows' activities use it: each call is one transaction, and repeating it is harmless.
+
+    Any call may raise UnavailableError; the others are named where they may come.
+    """
+
+    installation: str
+
+    def claim(self, build_id: str, run_id: str) -> Claim:
+        """Makes the build this run's own, unless another run has it or it is closed."""
+        ...
+
+    def begin(self, build_id: str, holder: str, lease: timedelta) -> Order | Held:
+        """Begins the next attempt. Raises BuildCancelledError, BuildOverError."""
+        ...
+
+    def renew(self, build_id: str, attempt: int, lease: timedelta) -> None:
+        """Holds the build for another `lease`. Raises AttemptLostError, BuildCancelledError, BuildOverError."""
+        ...
+
+    def release(self, build_id: str, attempt: int) -> None:
+        """Gives the build up: the attempt's tool is gone."""
+        ...
+
+    def prepare(self, build_id: str, attempt: int, account: str) -> None:
+        """Notes the account before anything is made in it. Raises AttemptLostError."""
+        ...
+
+    def tool_started(self, build_id: str, attempt: int, limit: timedelta) -> datetime:
+        """Writes `building`; returns the deadline of the whole build. Raises AttemptLostError."""
+        ...
+
+    def note_ids(self, build_id: str, ids: Collection[str]) -> None:
+        """Remembers resources that the tool named."""
+        ...
+
+    def publish(self, image: BuiltImage, build_id: str, ami: Ami, *, simulated: bool) -> BuildEnd:
+        """Writes `succeeded` and the image's row together.
+
+        Raises BuildCancelledError, BuildOverError, AttemptLostError: then nothing is published.
+        """
+        ...
+
+    def note_cancel(self, build_id: str) -> None:
+        """Notes a cancellation that came through Temporal rather than through the API."""
+        ...
+
+    def fence(self, build_id: str) -> Footprint:
+        """Takes the build away from whichever attempt holds it, and says what the cleanup must know."""
+        ...
+
+    def finish(self, build_id: str, end: BuildEnd) -> BuildEnd:
+        """Closes the build, and forgets its secrets. A closed one stays as it is; returns how it really ended."""
+        ...
+
+    def build_of(self, build_id: str) -> BuildBrief | None:
+        """A build's state in short; None if the catalog has no such build."""
+        ...
+
+    def open_builds(self, older_than: timedelta) -> list[BuildBrief]:
+        """Builds that are not closed, for the comparison with Temporal."""
+        ...
+
+    def requeue_lapsed(self) -> int:
+        """Writes `queued` for builds whose attempt's lease is over."""
+        ...
+
+    def doomed(self, image_id: str) -> DoomedImage | None:
+        """The image of this catalog id if it is being deleted."""
+        ...
+
+    def finish_deletion(self, image_id: str, kept: Collection[str]) -> None:
+        """Records that an image is gone."""
+        ...
+
+    def stuck_deletions(self, older_than: timedelta) -> list[ImageRef]:
+        """Deletions that began a while ago and are not recorded as done."""
+        ...
+
+    def living_images(self) -> list[LivingImage]:
+        """Images that the catalog believes to be there."""
+        ...
+
+    def mark_gone(self, image_ids: Collection[str], reason: str) -> None:
+        """Records images whose absence EC2 proved."""
+        ...
+
+    def tidy(self) -> None:
+        """Drops what is past its day (idempotency keys)."""
+        ...

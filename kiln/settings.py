@@ -1,0 +1,155 @@
+"""Kiln's settings, read from the environment once at start-up and handed on. Names are `KILN_` and the field's name."""
+
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from kiln.errors import KilnError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class SettingsError(KilnError):
+    """A setting is missing or wrong; the message names it."""
+
+
+class Ec2Mode(StrEnum):
+    """Where AMIs are made. Never guessed from credentials that happen to lie around."""
+
+    SIMULATED = "simulated"
+    AWS = "aws"
+
+
+class Settings(BaseSettings):
+    """All that an operator may set. The README lists every name with its meaning."""
+
+    model_config = SettingsConfigDict(env_prefix="KILN_", frozen=True, extra="ignore")
+
+    home: Path = Path(".kiln")
+    secret_key: str = ""
+
+    api_host: str = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    temporal_port: Annotated[int, Field(ge=1, le=65535)] = 7233
+    temporal_ui_port: Annotated[int, Field(ge=1, le=65535)] = 8233
+    temporal_ui_url: str = ""
+    ec2_port: Annotated[int, Field(ge=1, le=65535)] = 5555
+
+    catalog_url: str = ""
+    logs_url: str = ""
+
+    ec2: Ec2Mode = Ec2Mode.SIMULATED
+    ec2_endpoint: str = ""
+    regions: Annotated[tuple[str, ...], NoDecode] = ("us-east-1",)
+    instance_type: str = "t3.medium"
+    ami_name_prefix: str = "kiln"
+    subnet_id: str = ""
+    iam_instance_profile: str = ""
+    communicator: Literal["ssh", "ssm"] = "ssh"
+    ssh_cidr: str = "0.0.0.0/0"
+    ca_bundle: str = ""
+
+    packer: str = "packer"
+    packer_slots: Annotated[int, Field(ge=1, le=1000)] = 4
+    packer_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
+    template_dir: Path | None = None
+
+    heartbeat_timeout_seconds: Annotated[float, Field(ge=1)] = 15.0
+    cancel_grace_seconds: Annotated[float, Field(ge=0)] = 60.0
+    settle_seconds: Annotated[float, Field(ge=0)] | None = None
+    house_seconds: Annotated[float, Field(ge=0.2)] = 10.0
+    sweep_seconds: Annotated[float, Field(ge=1)] = 300.0
+    sweep_grace_seconds: Annotated[float, Field(ge=0)] = 300.0
+    capacity_delay_seconds: Annotated[float, Field(ge=0)] = 30.0
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 10
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    machine_build_rate: str = ""
+    log_level: str = "INFO"
+
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _split_regions(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Settings":
+        if not self.regions:
+            raise ValueError("KILN_REGIONS names no region")
+        if self.ec2 is Ec2Mode.AWS and self.ec2_endpoint:
+            raise ValueError("KILN_EC2_ENDPOINT is for the simulated EC2 only; unset it with KILN_EC2=aws")
+        if self.ec2 is Ec2Mode.SIMULATED and urlsplit(self.simulated_endpoint).hostname not in LOOPBACK_HOSTS:
+            raise ValueError("KILN_EC2_ENDPOINT must be a loopback address: the simulated EC2 runs on this host")
+        return self
+
+    @property
+    def simulated(self) -> bool:
+        return self.ec2 is Ec2Mode.SIMULATED
+
+    @property
+    def simulated_endpoint(self) -> str:
+        return self.ec2_endpoint or f"http://127.0.0.1:{self.ec2_port}"
+
+    @property
+    def ec2_url(self) -> str | None:
+        """The endpoint of the simulated EC2; None on AWS, whose endpoints boto3 and Packer know."""
+        return self.simulated_endpoint if self.simulated else None
+
+    @property
+    def default_region(self) -> str:
+        return self.regions[0]
+
+    @property
+    def home_dir(self) -> Path:
+        return self.home.expanduser().resolve()
+
+    @property
+    def catalog_dsn(self) -> str:
+        return self.catalog_url or f"sqlite:///{self.home_dir / 'catalog.db'}"
+
+    @property
+    def logs_dsn(self) -> str:
+        return self.logs_url or f"sqlite:///{self.home_dir / 'logs.db'}"
+
+    @property
+    def ui_url(self) -> str:
+        return (self.temporal_ui_url or f"http://127.0.0.1:{self.temporal_ui_port}").rstrip("/")
+
+    @property
+    def packer_timeout(self) -> timedelta:
+        return timedelta(seconds=self.packer_timeout_seconds)
+
+    @property
+    def heartbeat_timeout(self) -> timedelta:
+        return timedelta(seconds=self.heartbeat_timeout_seconds)
+
+    @property
+    def lease(self) -> timedelta:
+        """How long an attempt holds its build without renewal: it ends before the heartbeat time-out does."""
+        return self.heartbeat_timeout * 0.8
+
+    @property
+    def settle(self) -> timedelta:
+        """How long EC2 may hide what was just made from a `Describe` call."""
+        seconds = self.settle_seconds
+        return timedelta(seconds=(0.0 if self.simulated else 20.0) if seconds is None else seconds)
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises SettingsError with one line that names the setting.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "KILN_" + "_".join(str(part) for part in first["loc"]).upper() if first["loc"] else ""
+        problem = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {problem}" if name else problem) from None

@@ -1,0 +1,56 @@
+"""The catalog is an outbox: what it orders and Temporal does not know yet is brought to Temporal, again and again."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client
+
+from kiln.errors import UnavailableError
+from kiln.models import BuildStatus, HouseTerms
+from kiln.ports import BuildBrief, Ledger
+from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping
+
+INTERVAL = timedelta(seconds=1)
+# The API starts a build itself right after its commit; the dispatcher waits until it has had the time for it.
+API_PATIENCE = timedelta(seconds=2)
+
+log = logging.getLogger("kiln.dispatch")
+
+
+class Dispatcher:
+    """Runs in every worker that serves the control queue; several at once do no harm."""
+
+    def __init__(self, ledger: Ledger, client: Client, house: HouseTerms) -> None:
+        self._ledger = ledger
+        self._client = client
+        self._house = house
+
+    async def run(self) -> None:
+        """Goes round until it is cancelled. A part that does not answer is asked again."""
+        while True:
+            try:
+                await self.round()
+            except UnavailableError as error:
+                log.warning("dispatch: %s; trying again", error)
+            except Exception:
+                log.exception("dispatch failed; trying again")
+            await asyncio.sleep(INTERVAL.total_seconds())
+
+    async def round(self) -> None:
+        """One look at everything that the catalog orders."""
+        await start_house_keeping(self._client, self._house)
+        for brief in await asyncio.to_thread(self._ledger.open_builds, API_PATIENCE):
+            await self._bring(brief)
+        for image in await asyncio.to_thread(self._ledger.stuck_deletions, API_PATIENCE):
+            await start_deletion(self._client, image)
+
+    async def _bring(self, brief: BuildBrief) -> None:
+        if brief.run_id is None and brief.status is BuildStatus.QUEUED:
+            await start_build(self._client, brief.ref)
+        if brief.cancel_requested and _age(brief) > API_PATIENCE:
+            await cancel_build(self._client, brief.ref.build_id)
+
+
+def _age(brief: BuildBrief) -> timedelta:
+    return datetime.now(UTC) - brief.created_at

@@ -1,0 +1,55 @@
+"""One long-lived workflow an installation: it looks after builds that lost their workflow, images, and leftovers."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+with workflow.unsafe.imports_passed_through():
+    from activities.cleanup import CleanupActivities
+    from activities.house import HouseActivities
+    from activities.record import RecordActivities
+    from kiln.models import BuildEnd, BuildStatus, EndRequest, ErrorCode, Failure, HouseTerms, LostBuild
+    from workflows import options
+
+TERMINATED = BuildEnd(
+    status=BuildStatus.FAILED,
+    error=Failure(code=ErrorCode.WORKFLOW_TERMINATED, message="the build's workflow was terminated from outside"),
+)
+
+
+@workflow.defn(name="keep-house")
+class KeepHouseWorkflow:
+    """A failed round is repeated by the next. It continues as new before its history grows."""
+
+    @workflow.run
+    async def run(self, terms: HouseTerms) -> None:
+        for number in range(terms.round, terms.round + options.ROUNDS_A_RUN):
+            await self._attempt(self._look_after_lost_builds())
+            await self._attempt(workflow.execute_activity_method(HouseActivities.observe_images, **options.house()))
+            if number % terms.rounds_a_sweep == 0:
+                await self._attempt(workflow.execute_activity_method(HouseActivities.sweep, **options.house()))
+            await asyncio.sleep(terms.pause_seconds)
+        next_round = (terms.round + options.ROUNDS_A_RUN) % terms.rounds_a_sweep
+        workflow.continue_as_new(terms.model_copy(update={"round": next_round}))
+
+    async def _look_after_lost_builds(self) -> None:
+        report = await workflow.execute_activity_method(HouseActivities.find_lost_builds, **options.house())
+        await asyncio.gather(*(self._attempt(self._close(lost)) for lost in report.lost))
+
+    async def _close(self, lost: LostBuild) -> None:
+        """What the workflow would have done at its end."""
+        await workflow.execute_activity_method(CleanupActivities.clean_up, lost.build, **options.house())
+        end = BuildEnd(status=BuildStatus.CANCELLED) if lost.cancelled else TERMINATED
+        await workflow.execute_activity_method(
+            RecordActivities.record_end, EndRequest(build=lost.build, end=end), **options.record()
+        )
+
+    async def _attempt(self, step: Awaitable[object]) -> None:
+        try:
+            await step
+            workflow.set_current_details(f"last round went well at {workflow.now():%H:%M:%SZ}")
+        except ActivityError as error:
+            workflow.set_current_details(f"last round failed at {workflow.now():%H:%M:%SZ}: {error.cause}")
+            workflow.logger.warning("house-keeping failed; the next round repeats it: %s", error.cause)

@@ -1,0 +1,77 @@
+"""Every retry policy, time-out and queue of Kiln's workflows. They stand here and nowhere else."""
+
+from datetime import timedelta
+from typing import Any, Final
+
+from temporalio.common import Priority, RetryPolicy
+from temporalio.workflow import ActivityCancellationType
+
+from kiln.models import BuildKind, BuildRef, Claim
+from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE
+
+BUILDER_QUEUES: Final = {BuildKind.MACHINE: PACKER_QUEUE}
+
+# A builder keeps its own deadline in the catalog, over all attempts; this only bounds an activity that lost its mind.
+BUILDER_LIMIT: Final = timedelta(days=2)
+CATALOG_TIMEOUT: Final = timedelta(seconds=30)
+CLOUD_TIMEOUT: Final = timedelta(minutes=10)
+CLOUD_HEARTBEAT: Final = timedelta(seconds=30)
+
+# A catalog that is down comes back: nothing is lost by waiting, and everything by giving up.
+CATALOG_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
+# EC2 may hide a finished AMI from reads for a while; after about a minute its absence is believed.
+VERIFY_RETRY: Final = RetryPolicy(
+    initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=12
+)
+# A cleanup ends when nothing is left, and not before.
+CLEANUP_RETRY: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+# House-keeping comes round again anyway.
+HOUSE_RETRY: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=2)
+
+ROUNDS_A_RUN: Final = 200
+
+
+def record() -> dict[str, Any]:
+    """A short transaction in the catalog."""
+    return {"task_queue": CONTROL_QUEUE, "start_to_close_timeout": CATALOG_TIMEOUT, "retry_policy": CATALOG_RETRY}
+
+
+def builder(build: BuildRef, claim: Claim) -> dict[str, Any]:
+    """A tool's run. Organizations share builders fairly; the run ends only when the tool is gone."""
+    return {
+        "task_queue": BUILDER_QUEUES[build.kind],
+        "start_to_close_timeout": BUILDER_LIMIT,
+        "heartbeat_timeout": timedelta(seconds=claim.heartbeat_timeout_seconds),
+        "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        "retry_policy": RetryPolicy(
+            initial_interval=timedelta(seconds=1),
+            maximum_interval=timedelta(seconds=30),
+            maximum_attempts=claim.max_attempts,
+        ),
+        "priority": fairness(build),
+    }
+
+
+def publish() -> dict[str, Any]:
+    """Verification in EC2, and the transaction that makes the image public."""
+    return {"task_queue": CONTROL_QUEUE, "start_to_close_timeout": CATALOG_TIMEOUT * 2, "retry_policy": VERIFY_RETRY}
+
+
+def cleanup() -> dict[str, Any]:
+    """One long pass over EC2, retried without limit."""
+    return {
+        "task_queue": CONTROL_QUEUE,
+        "start_to_close_timeout": CLOUD_TIMEOUT,
+        "heartbeat_timeout": CLOUD_HEARTBEAT,
+        "retry_policy": CLEANUP_RETRY,
+    }
+
+
+def house() -> dict[str, Any]:
+    """A round of house-keeping, which the next round repeats if it fails."""
+    return {**cleanup(), "retry_policy": HOUSE_RETRY, "start_to_close_timeout": timedelta(seconds=60)}
+
+
+def fairness(build: BuildRef) -> Priority:
+    """A fair order of starts among organizations (Temporal: task queue fairness)."""
+    return Priority(fairness_key=build.organization_id)
