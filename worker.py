@@ -155,6 +155,8 @@ def packer_worker(adapters: Adapters, client: Client) -> Worker:
         task_queue=PACKER_QUEUE,
         activities=[PackerActivities(parts).build],
         max_concurrent_activities=settings.packer_slots,
+        # A worker that freezes keeps its open polls, and each of them swallows an attempt until its heartbeat is missed.
+        max_concurrent_activity_task_polls=1,
         interceptors=[ErrorInterceptor()],
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
@@ -230,7 +232,10 @@ async def _connect(settings: Settings, name: str, stopping: asyncio.Event) -> Cl
 def _warm_up(cloud: Ec2Cloud, settings: Settings) -> None:
     """boto3 takes its time over EC2's model; better now than in the first build."""
     for region in settings.regions:
-        cloud.warm_up(region)
+        try:
+            cloud.warm_up(region)
+        except KilnError as error:
+            log.warning("EC2 in %s: %s", region, error)
 
 
 def _dispatcher(adapters: Adapters, client: Client) -> Dispatcher:

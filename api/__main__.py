@@ -1,40 +1,34 @@
 """Runs the API by uvicorn: `python -m api`."""
 
 import logging
+import socket
 import sys
 
-import uvicorn
+import uvloop
 
-from api.app import create_app
+from api.app import open_parts
+from api.server import ApiServer, listen
 from kiln.errors import KilnError
-from kiln.sealing import Sealer
-from kiln.settings import load_settings
-
-# Live log streams end at once; nothing else takes long.
-GRACEFUL_SHUTDOWN_SECONDS = 5
+from kiln.settings import Settings, load_settings
 
 
 def main() -> int:
     """Exit 1 with one line on standard error when something that the API needs is missing."""
     try:
         settings = load_settings()
-        Sealer(settings.secret_key)
-        app = create_app(settings)
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        with listen(settings) as listener:
+            uvloop.run(serve(settings, listener))
     except KilnError as error:
         print(f"kiln api: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    config = uvicorn.Config(
-        app,
-        host=settings.api_host,
-        port=settings.api_port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-    )
-    server = uvicorn.Server(config)
-    server.run()
-    return 0 if server.started else 1
+    return 0
+
+
+async def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serves until the process is asked to stop."""
+    async with open_parts(settings) as parts:
+        await ApiServer(parts).serve([listener])
 
 
 if __name__ == "__main__":

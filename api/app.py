@@ -1,4 +1,4 @@
-"""The API's process: builds the parts, mounts the contracts, and ends its live streams when it stops."""
+"""The API's parts, and the application over them with every contract mounted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,21 +25,10 @@ from kiln.temporal import lazy_client
 DESCRIPTION = "Durable machine-image builds: Packer driven by Temporal."
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Its parts are made when it starts, and closed when it stops."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        parts = await make_parts(settings)
-        app.state.parts = parts
-        try:
-            yield
-        finally:
-            parts.closing.set()
-            await parts.logs.aclose()
-            await asyncio.to_thread(parts.catalog.close)
-
-    app = FastAPI(title="Kiln", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+def create_app(parts: Parts) -> FastAPI:
+    """The ASGI application over these parts, which outlive it."""
+    app = FastAPI(title="Kiln", version=__version__, description=DESCRIPTION, redoc_url=None, redirect_slashes=False)
+    app.state.parts = parts
     install_error_handlers(app)
     for module in (machine_images, builds, health):
         app.include_router(module.router)
@@ -47,8 +36,19 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def make_parts(settings: Settings) -> Parts:
-    """Everything that requests use. Raises SettingsError, UnavailableError with one line that says what is missing."""
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Everything that requests use, closed at the block's end. Raises KilnError with one line that says what is missing."""
+    parts = await _make_parts(settings)
+    try:
+        yield parts
+    finally:
+        parts.closing.set()
+        await parts.logs.aclose()
+        await asyncio.to_thread(parts.catalog.close)
+
+
+async def _make_parts(settings: Settings) -> Parts:
     catalog = Catalog(settings.catalog_dsn)
     await asyncio.to_thread(catalog.migrate)
     templates = Templates(PROJECT_ROOT / "packer", settings.template_dir)

@@ -12,17 +12,27 @@ async def json_object(request: Request, limit_bytes: int) -> tuple[bytes, dict[s
     """The raw body and the object in it.
 
     Raises ApiError 413 as soon as the body is known to be too long, 415 for another media type, 422 for what is no
-    JSON object. All of them carry both contracts' errors.
+    JSON object. All of them carry both contracts' errors. What is left of a body that is too long, the server discards.
     """
     _check_media_type(request)
     raw = await _bounded(request, limit_bytes)
     try:
-        parsed = json.loads(raw, parse_constant=_refuse_constant)
+        parsed = _parsed(raw.decode())
+    except UnicodeError:
+        raise _refused(422, "invalid_request", "body: not valid Unicode") from None
     except (ValueError, RecursionError):
         raise _refused(422, "invalid_request", "body: not valid JSON") from None
     if not isinstance(parsed, dict):
         raise _refused(422, "invalid_request", "body: must be a JSON object")
     return raw, parsed
+
+
+def _parsed(text: str) -> Any:
+    """Raises ValueError for what is not JSON, UnicodeError for half a surrogate pair: no database keeps such text."""
+    parsed = json.loads(text, parse_constant=_refuse_constant)
+    if "\\u" in text:
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return parsed
 
 
 def _check_media_type(request: Request) -> None:
@@ -47,12 +57,11 @@ async def _bounded(request: Request, limit_bytes: int) -> bytes:
 
 
 def _too_large(limit_bytes: int) -> ApiError:
-    return _refused(413, "payload_too_large", f"body: at most {limit_bytes} bytes are read", close=True)
+    return _refused(413, "payload_too_large", f"body: at most {limit_bytes} bytes are read")
 
 
-def _refused(status: int, code: str, message: str, *, close: bool = False) -> ApiError:
-    # What is left of a body that is too long is not read: the connection ends with the answer.
-    return ApiError(status, code, message, shared=True, headers={"Connection": "close"} if close else None)
+def _refused(status: int, code: str, message: str) -> ApiError:
+    return ApiError(status, code, message, shared=True)
 
 
 def _refuse_constant(name: str) -> None:

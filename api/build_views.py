@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.times import iso, iso_or_none
 from kiln.catalog.builds import BuildWithImage, shown_status
+from kiln.catalog.images import AVAILABLE
 from kiln.catalog.tables import Build, Image
 from kiln.naming import build_workflow_id
 
@@ -23,9 +24,11 @@ class ImageBody(BaseModel):
     platform: str | None = Field(examples=["linux/amd64"])
     size_bytes: int | None = Field(examples=[8589934592])
     simulated: bool
-    state: str = Field(examples=["available"], description="available, deleting, deleted or gone")
-    state_reason: str | None = Field(examples=[None], description="why it is gone")
-    kept_snapshots: list[str] = Field(description="snapshots that its deletion spared: another AMI uses them")
+    state: str | None = Field(None, description="present unless it is available: deleting, deleted or gone")
+    state_reason: str | None = Field(None, description="present once it is gone without Kiln's doing: why")
+    kept_snapshots: list[str] | None = Field(
+        None, description="snapshots that its deletion spared: another AMI uses them"
+    )
 
 
 class FailureBody(BaseModel):
@@ -102,7 +105,7 @@ def build_body(found: BuildWithImage, live: Live) -> dict[str, Any]:
         "started_at": iso_or_none(build.started_at),
         "completed_at": iso_or_none(build.completed_at),
         "progress": live.progress,
-        "simulated": image.simulated if image else live.simulated or None,
+        **({"simulated": True} if (image.simulated if image else live.simulated) else {}),
     }
 
 
@@ -116,9 +119,9 @@ def _image(image: Image) -> dict[str, Any]:
         "platform": image.platform,
         "size_bytes": image.size_bytes,
         "simulated": image.simulated,
-        "state": image.status,
-        "state_reason": image.gone_reason,
-        "kept_snapshots": image.kept_snapshot_ids,
+        **({"state": image.status} if image.status != AVAILABLE else {}),
+        **({"state_reason": image.gone_reason} if image.gone_reason else {}),
+        **({"kept_snapshots": image.kept_snapshot_ids} if image.kept_snapshot_ids else {}),
     }
 
 

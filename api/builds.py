@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -17,7 +17,7 @@ from api.build_views import BuildBody, BuildPage, Live, build_body
 from api.cancel import cancel
 from api.deps import P, Parts
 from api.errors import errors
-from api.ids import build_id_of
+from api.ids import UUID_TEXT, BuildId, Name, build_id_of
 from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
 from api.progress import live_view
 from kiln.catalog import builds
@@ -27,23 +27,27 @@ from kiln.errors import BuildNotFoundError, InvalidRequestError
 
 router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCHEMES)
 
-CommaList = Annotated[str | None, Query(description="one name, or several joined with commas")]
-
 
 @router.get(
-    "", summary="List builds of every kind", response_model=BuildPage, responses=errors(401, 403, 422, 500, 503)
+    "",
+    summary="List builds of every kind",
+    response_model=BuildPage,
+    response_model_exclude_unset=True,
+    responses=errors(401, 403, 422, 500, 503),
 )
 async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
     identity: Reader,
     parts: P,
-    kind: CommaList = None,
-    status: CommaList = None,
-    image: CommaList = None,
-    api: CommaList = None,
+    kind: Name = None,
+    status: Name = None,
+    image: Name = None,
+    api: Name = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> dict[str, Any]:
-    """Newest first. A build that arrives meanwhile makes no duplicate and no gap."""
+    """Newest first; each filter is one name, or several joined with commas. A build that arrives meanwhile makes no
+    duplicate and no gap.
+    """
     wanted = BuildFilter(identity.organization_id, _split(api), _split(kind), _split(status), _split(image))
     after = _decode(cursor) if cursor is not None else None
     rows = await run_in_threadpool(_page, parts, wanted, limit + 1, after)
@@ -53,9 +57,13 @@ async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
 
 
 @router.get(
-    "/{build_id}", summary="Get a build", response_model=BuildBody, responses=errors(401, 403, 404, 422, 500, 503)
+    "/{build_id}",
+    summary="Get a build",
+    response_model=BuildBody,
+    response_model_exclude_unset=True,
+    responses=errors(401, 403, 404, 422, 500, 503),
 )
-async def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]:
+async def get_build(build_id: BuildId, identity: Reader, parts: P) -> dict[str, Any]:
     """A build, with what it is doing now while it is live."""
     found = await run_in_threadpool(_find, parts, identity, build_id_of(build_id))
     return (await _bodies(parts, [found]))[0]
@@ -66,9 +74,10 @@ async def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]
     status_code=202,
     summary="Cancel a build",
     response_model=BuildBody,
+    response_model_exclude_unset=True,
     responses=errors(401, 403, 404, 422, 500, 503),
 )
-async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, Any]:
+async def cancel_build(build_id: BuildId, identity: Writer, parts: P) -> dict[str, Any]:
     """Asks for the build's end; it reads `cancelled` once nothing of it is left. Repeating it changes nothing."""
     found = await cancel(parts, identity, build_id_of(build_id), None)
     return (await _bodies(parts, [found]))[0]
@@ -82,7 +91,7 @@ async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, A
 )
 def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     request: Request,
-    build_id: str,
+    build_id: BuildId,
     identity: Reader,
     parts: P,
     after: AfterQuery = 0,
@@ -129,8 +138,8 @@ def _decode(cursor: str) -> tuple[datetime, str]:
         place = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
         moment, build_id = place.split(" ")
         created_at = datetime.fromisoformat(moment)
-        if created_at.tzinfo is None:
-            raise ValueError("no zone")
+        if created_at.tzinfo is not UTC or not UUID_TEXT.fullmatch(build_id):
+            raise ValueError("no place in the list")
     except (ValueError, binascii.Error):
         raise InvalidRequestError("cursor", "must be the next_cursor of an earlier page") from None
-    return created_at, build_id_of(build_id)
+    return created_at, build_id

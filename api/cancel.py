@@ -5,6 +5,7 @@ import contextlib
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
+from api.patience import promptly
 from kiln.catalog import builds
 from kiln.catalog.builds import BuildWithImage
 from kiln.catalog.keys import Identity
@@ -20,7 +21,7 @@ async def cancel(parts: Parts, identity: Identity, build_id: str, api: Api | Non
     if status.is_open:
         # The row's request holds in any case: claim and builder honour it, and the dispatcher brings it to Temporal.
         with contextlib.suppress(UnavailableError):
-            await cancel_workflow(parts.temporal, build_id)
+            await promptly(cancel_workflow(parts.temporal, build_id))
     elif status is BuildStatus.CANCELLED:
         await run_in_threadpool(parts.logs.end, build_id, status.value)
     return found

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import UnionType
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from kiln.errors import (
     BuildNotFoundError,
@@ -21,6 +23,8 @@ from kiln.errors import (
 )
 
 RETRY_AFTER_SECONDS = 5
+# A caller's own names are repeated to them, but not at any length.
+NAME_LENGTH = 100
 log = logging.getLogger("kiln.api")
 
 
@@ -79,7 +83,9 @@ def invalid(field: str, problem: str) -> ApiError:
 def from_validation(error: ValidationError | RequestValidationError) -> ApiError:
     """The first thing that Pydantic found, with the field's name as the caller wrote it."""
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    # FastAPI's errors begin with where the value stood: query, path or header.
+    names = first["loc"][1:] if isinstance(error, RequestValidationError) else first["loc"]
+    place = [str(name)[:NAME_LENGTH] for name in names]
     problem = str(first["msg"]).removeprefix("Value error, ")
     return invalid(".".join(place) or "body", problem)
 
@@ -137,11 +143,25 @@ def install_error_handlers(app: FastAPI) -> None:
     async def _http(_request: Request, error: HTTPException) -> JSONResponse:
         return from_http(error).response()
 
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it: the caller left in mid-body
+
     @app.exception_handler(Exception)
     async def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
         return internal().response()
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """OpenAPI's `responses` for these statuses, in machine-images' shape."""
-    return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
+HEADERS: dict[int, dict[str, object]] = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "the scheme to use"}},
+    429: {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds until the next request is served"}},
+    503: {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds after which to try again"}},
+}
+
+
+def errors(*statuses: int, model: type[BaseModel] | UnionType = ErrorBody) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for these statuses."""
+    return {
+        status: {"model": model, "description": HTTPStatus(status).phrase, "headers": HEADERS.get(status, {})}
+        for status in statuses
+    }

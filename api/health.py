@@ -1,6 +1,7 @@
 """Is the process alive, are its parts, and what do they count: `/healthz`, `/readyz`, `/metrics`."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -15,12 +16,14 @@ from starlette.concurrency import run_in_threadpool
 from temporalio.service import RPCError
 
 from api.deps import P, Parts
+from api.errors import RETRY_AFTER_SECONDS, errors
 from kiln.catalog import builds, workers
 from kiln.errors import KilnError
 
 PATIENCE = timedelta(seconds=2)
 OK = "ok"
 
+log = logging.getLogger("kiln.api")
 router = APIRouter(tags=["operations"])
 
 
@@ -45,7 +48,7 @@ def healthz() -> dict[str, str]:
     "/readyz",
     summary="Do the parts answer?",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "A part does not answer"}},
+    responses=errors(503, model=Readiness),
 )
 async def readyz(parts: P) -> JSONResponse:
     """503, with which is down, unless every part answers."""
@@ -56,14 +59,14 @@ async def readyz(parts: P) -> JSONResponse:
     found = dict(zip(names, states, strict=True))
     ready = all(state == OK for state in states)
     body = {"status": "ready" if ready else "unavailable", "ec2": parts.settings.ec2.value, "parts": found}
-    return JSONResponse(body, 200 if ready else 503, headers=None if ready else {"Retry-After": "5"})
+    return JSONResponse(body, 200 if ready else 503, headers={} if ready else {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 @router.get(
     "/metrics",
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(500, 503)},
 )
 def metrics(parts: P) -> Response:
     """Builds by kind and status, and slots by living worker role, counted at the time of asking."""
@@ -79,6 +82,9 @@ async def _state(ping: Callable[[], None]) -> str:
         return str(error)
     except TimeoutError:
         return "does not answer"
+    except Exception:
+        log.exception("a part failed when it was asked")
+        return "failed; the failure is in the server's log"
     return OK
 
 

@@ -9,6 +9,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from api.errors import ApiError
+from kiln.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,9 @@ class RateLimit:
 
 
 def rate_limit(text: str) -> RateLimit:
-    """A limit from its setting; the empty text is none. Raises ValueError for one that cannot be read."""
-    return RateLimit(parse(text) if text else None, MovingWindowRateLimiter(MemoryStorage()))
+    """The limit of KILN_MACHINE_BUILD_RATE; the empty text is none. Raises SettingsError for one that cannot be read."""
+    try:
+        item = parse(text) if text else None
+    except ValueError:
+        raise SettingsError("KILN_MACHINE_BUILD_RATE: must be a rate, such as 150/minute") from None
+    return RateLimit(item, MovingWindowRateLimiter(MemoryStorage()))

@@ -1,12 +1,14 @@
 """The contract machine-images: AMIs built with Packer (`/api/v1/images`)."""
 
 import asyncio
+import contextlib
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -15,8 +17,8 @@ from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, caller, require
 from api.body import json_object
 from api.cancel import cancel
 from api.deps import P, Parts
-from api.errors import ApiError, DetailBody, ErrorBody, SharedErrorBody, errors
-from api.ids import build_id_of
+from api.errors import ApiError, DetailBody, ErrorBody, SharedErrorBody, errors, from_kiln
+from api.ids import BuildId, ImageId, Name, ami_id_of, build_id_of
 from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
 from api.machine_requests import understand
 from api.machine_views import (
@@ -27,8 +29,10 @@ from api.machine_views import (
     finished_image,
     machine_build,
     pending_image,
+    pending_since,
     shown,
 )
+from api.patience import promptly
 from api.submit import Submission, submit
 from kiln.catalog import builds, images
 from kiln.catalog.builds import BuildWithImage, NewBuild
@@ -47,8 +51,12 @@ from workflows.start import start_deletion
 
 DELETE_PATIENCE = timedelta(seconds=20)
 DELETE_POLL_SECONDS = 0.05
-IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 CONTAINER_FIELDS = ("image_name", "source_image", "sourceImage")
+KEPT_SNAPSHOTS = "Kiln-Kept-Snapshots"
+KEPT_SNAPSHOTS_SCHEMA = {"schema": {"type": "string"}, "description": "snapshots that another AMI also uses"}
+REFUSED_BODY = SharedErrorBody | ErrorBody | DetailBody
+IdempotencyKey = Annotated[str | None, Header(description="makes a repeated POST answer as the first, for a day")]
 CONTAINERS_OFF = "this server builds machine images only; it serves no container images"
 router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencies=AUTH_SCHEMES)
 
@@ -59,11 +67,10 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
     response_model=AcceptedBuild,
     summary="Start an image build",
     responses={
-        **errors(403, 409, 429, 500, 503),
-        401: {"model": SharedErrorBody, "description": "No usable key"},
-        413: {"model": SharedErrorBody, "description": "The body is too large"},
-        415: {"model": SharedErrorBody, "description": "The body is not JSON"},
-        422: {"model": SharedErrorBody | ErrorBody | DetailBody, "description": "The body cannot be served"},
+        **errors(401, 413, 415, model=SharedErrorBody),
+        **errors(403, 409, 429, 500),
+        **errors(422, model=REFUSED_BODY),
+        **errors(503, model=REFUSED_BODY),
     },
     openapi_extra={
         "requestBody": {
@@ -75,13 +82,10 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
 async def build_image(
     request: Request,
     parts: P,
-    idempotency_key: Annotated[str | None, Header(description="makes a repeated POST answer as the first")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Bakes an AMI with a coding agent installed. The build is queued; watch it by its id."""
-    try:
-        identity = await caller(request, parts)
-    except ApiError as error:
-        raise error.as_shared() from None
+    identity = await _caller_of_either(request, parts)
     raw, body = await json_object(request, parts.settings.max_body_bytes)
     if any(body.get(name) is not None for name in CONTAINER_FIELDS):
         return JSONResponse({"detail": CONTAINERS_OFF}, 422)
@@ -92,11 +96,21 @@ async def build_image(
     return JSONResponse(answer, submission.status_code)
 
 
+async def _caller_of_either(request: Request, parts: Parts) -> Identity:
+    """Who calls. Raises ApiError in both contracts' shapes: it is not clear yet whose the request is."""
+    try:
+        return await caller(request, parts)
+    except ApiError as error:
+        raise error.as_shared() from None
+    except UnavailableError as error:
+        raise from_kiln(error).as_shared() from error
+
+
 def _submission(
     identity: Identity, parts: Parts, raw: bytes, body: dict[str, Any], idempotency_key: str | None
 ) -> Submission:
     if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters without spaces")
+        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
     wanted = understand(body, parts.settings, parts.templates)
     new = NewBuild(
         organization_id=identity.organization_id,
@@ -112,14 +126,14 @@ def _submission(
     "",
     summary="List machine images",
     response_model=MachineImageList,
-    responses={**errors(401, 403, 500, 503), 422: {"model": DetailBody, "description": "A container-image listing"}},
+    responses={**errors(401, 403, 500, 503), **errors(422, model=REFUSED_BODY)},
 )
 def list_images(
     request: Request,
     identity: Reader,
     parts: P,
-    region: Annotated[str | None, Query(description="only AMIs of this region")] = None,
-    provider: Annotated[str | None, Query(description="only AMIs with this agent")] = None,
+    region: Name = None,
+    provider: Name = None,
 ) -> JSONResponse:
     """Every AMI of the organization that exists in EC2, newest first."""
     if "offset" in request.query_params or "limit" in request.query_params:
@@ -128,9 +142,13 @@ def list_images(
     with parts.catalog.read() as session:
         pending = builds.pending_images(session, identity.organization_id, Api.MACHINE_IMAGES)
         finished = images.listing(session, wanted, datetime.now(UTC) - DELETE_PATIENCE)
-    rows = [pending_image(build, simulated=parts.settings.simulated) for build in pending if wanted.takes(build)]
-    rows += [finished_image(row) for row in finished]
-    return JSONResponse({"images": rows})
+    simulated = parts.settings.simulated
+    dated = [
+        (pending_since(build), pending_image(build, simulated=simulated)) for build in pending if wanted.takes(build)
+    ]
+    dated += [(row.created_at, finished_image(row)) for row in finished]
+    dated.sort(key=itemgetter(0), reverse=True)
+    return JSONResponse({"images": [image for _, image in dated]})
 
 
 @router.get(
@@ -140,7 +158,7 @@ def list_images(
     response_model_exclude_unset=True,
     responses=errors(401, 403, 404, 422, 500, 503),
 )
-def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]:
+def get_build(build_id: BuildId, identity: Reader, parts: P) -> dict[str, Any]:
     """`queued` until Packer runs, `building` while it does, then how it ended."""
     with parts.catalog.read() as session:
         return machine_build(_find(session, identity, build_id_of(build_id)), simulated=parts.settings.simulated)
@@ -154,7 +172,7 @@ def get_build(build_id: str, identity: Reader, parts: P) -> dict[str, Any]:
     response_model_exclude_unset=True,
     responses=errors(401, 403, 404, 422, 500, 503),
 )
-async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, Any]:
+async def cancel_build(build_id: BuildId, identity: Writer, parts: P) -> dict[str, Any]:
     """Asks for the build's end; it reads `cancelled` once nothing of it is left in EC2. Repeating it changes nothing."""
     found = await cancel(parts, identity, build_id_of(build_id), Api.MACHINE_IMAGES)
     return machine_build(found, simulated=parts.settings.simulated)
@@ -168,7 +186,7 @@ async def cancel_build(build_id: str, identity: Writer, parts: P) -> dict[str, A
 )
 def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     request: Request,
-    build_id: str,
+    build_id: BuildId,
     identity: Reader,
     parts: P,
     after: AfterQuery = 0,
@@ -187,24 +205,24 @@ def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     response_class=Response,
     responses={
         202: {"description": "Not all is gone yet; the deletion goes on in the background"},
-        **errors(401, 403, 404, 409, 500, 503),
+        204: {"description": "The AMI and its snapshots are gone", "headers": {KEPT_SNAPSHOTS: KEPT_SNAPSHOTS_SCHEMA}},
+        **errors(401, 403, 404, 409, 422, 500, 503),
     },
 )
-async def delete_image(image_id: str, identity: Writer, parts: P) -> Response:
+async def delete_image(image_id: ImageId, identity: Writer, parts: P) -> Response:
     """Deregisters the AMI and deletes every EBS snapshot behind it. Running instances are not affected.
 
     A snapshot that another AMI also uses is kept, and named in the header `Kiln-Kept-Snapshots`.
     """
-    image = await run_in_threadpool(_begin_deletion, parts, identity, image_id)
+    image = await run_in_threadpool(_begin_deletion, parts, identity, ami_id_of(image_id))
+    ref = ImageRef(image_id=image.id, organization_id=image.organization_id)
     deadline = time.monotonic() + DELETE_PATIENCE.total_seconds()
-    try:
-        await start_deletion(parts.temporal, ImageRef(image_id=image.id, organization_id=image.organization_id))
-    except UnavailableError:
-        return Response(status_code=202)  # the row stands; the dispatcher starts the deletion later
-    while time.monotonic() < deadline:
+    with contextlib.suppress(UnavailableError):  # the row stands; the dispatcher starts the deletion later
+        await promptly(start_deletion(parts.temporal, ref))
+    while time.monotonic() < deadline and not parts.closing.is_set():
         row = await run_in_threadpool(_image_row, parts, image.id)
         if row is not None and row.status == images.DELETED:
-            kept = {"Kiln-Kept-Snapshots": ", ".join(row.kept_snapshot_ids)} if row.kept_snapshot_ids else None
+            kept = {KEPT_SNAPSHOTS: ", ".join(row.kept_snapshot_ids)} if row.kept_snapshot_ids else None
             return Response(status_code=204, headers=kept)
         await asyncio.sleep(DELETE_POLL_SECONDS)
     return Response(status_code=202)

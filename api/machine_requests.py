@@ -80,7 +80,7 @@ def understand(body: dict[str, Any], settings: Settings, shelf: TemplateShelf) -
         request = MachineBuildRequest.model_validate({name: value for name, value in body.items() if value is not None})
     except ValidationError as error:
         raise from_validation(error) from None
-    template = shelf.find(_source(request))
+    template = _template(request, shelf)
     _check_variables(request.variables, template)
     _check_tags(request.tags)
     secrets = {name: value for name, value in request.variables.items() if template.is_secret(name)}
@@ -96,48 +96,53 @@ def understand(body: dict[str, Any], settings: Settings, shelf: TemplateShelf) -
     return Wanted(spec, secrets)
 
 
-def _source(request: MachineBuildRequest) -> str:
+def _template(request: MachineBuildRequest, shelf: TemplateShelf) -> TemplateView:
     if request.template is None:
-        return DEFAULT_TEMPLATE if request.template_source is None else request.template_source
+        return shelf.find(DEFAULT_TEMPLATE if request.template_source is None else request.template_source)
     if request.template_source is not None:
         raise InvalidRequestError("template", "template and template_source are two forms of one field; send one")
-    return f"builtin://{request.template.name}"
+    try:
+        return shelf.find(f"builtin://{request.template.name}")
+    except InvalidRequestError as error:
+        raise InvalidRequestError("template.name", error.problem) from None
 
 
 def _provider(request: MachineBuildRequest) -> str:
     if request.provider and request.agent_provider and request.provider is not request.agent_provider:
         raise InvalidRequestError("agent_provider", "is another spelling of provider, and must agree with it")
     field = request.provider or request.agent_provider
-    provider = _with_variable("provider", field.value if field else None, request)
+    place, provider = _field_or_variable(request, "provider", field.value if field else None)
     if provider is None:
-        raise InvalidRequestError("provider", "Field required")
+        raise InvalidRequestError(place, "Field required")
     if provider not in set(Provider):
-        raise InvalidRequestError("variables.provider", f"must be one of {', '.join(Provider)}")
+        raise InvalidRequestError(place, f"must be one of {', '.join(Provider)}")
     return provider
 
 
 def _region(request: MachineBuildRequest, settings: Settings) -> str:
-    region = _with_variable("region", request.region, request) or settings.default_region
+    place, region = _field_or_variable(request, "region", request.region)
+    if region is None:
+        return settings.default_region
     if region not in settings.regions:
-        raise InvalidRequestError("region", f"this server builds in {', '.join(settings.regions)} only")
+        raise InvalidRequestError(place, f"this server builds in {', '.join(settings.regions)} only")
     return region
 
 
 def _instance_type(request: MachineBuildRequest, settings: Settings) -> str:
-    chosen = _with_variable("instance_type", request.instance_type, request) or settings.instance_type
+    place, chosen = _field_or_variable(request, "instance_type", request.instance_type)
+    if chosen is None:
+        return settings.instance_type
     if not INSTANCE_TYPE.fullmatch(chosen):
-        raise InvalidRequestError("instance_type", "must be an EC2 instance type, such as t3.medium")
+        raise InvalidRequestError(place, "must be an EC2 instance type, such as t3.medium")
     return chosen
 
 
-def _with_variable(name: str, field: str | None, request: MachineBuildRequest) -> str | None:
-    """A field that a variable may also set: alone it counts as the field, beside it they must agree."""
+def _field_or_variable(request: MachineBuildRequest, name: str, field: str | None) -> tuple[str, str | None]:
+    """Where a field's value came from, and the value: a variable alone counts as the field, beside it they must agree."""
     variable = request.variables.get(name)
-    if field == "":
-        raise InvalidRequestError(name, "must not be empty")
     if field is not None and variable is not None and field != variable:
         raise InvalidRequestError(f"variables.{name}", f"disagrees with the field {name}")
-    return variable if field is None else field
+    return (f"variables.{name}", variable) if field is None and variable is not None else (name, field)
 
 
 def _check_variables(variables: dict[str, str], template: TemplateView) -> None:

@@ -1,5 +1,6 @@
 """What machine-images shows of builds and images."""
 
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -105,6 +106,11 @@ def finished_image(image: Image) -> dict[str, Any]:
     }
 
 
+def pending_since(build: Build) -> datetime:
+    """When EC2 began to make the AMI, as nearly as Kiln knows."""
+    return build.started_at or build.created_at
+
+
 def pending_image(build: Build, *, simulated: bool) -> dict[str, Any]:
     """An AMI that EC2 is making for an open build."""
     return {
@@ -112,7 +118,7 @@ def pending_image(build: Build, *, simulated: bool) -> dict[str, Any]:
         "provider": build.spec["provider"],
         "region": build.spec["region"],
         "status": "pending",
-        "created_at": iso(build.started_at or build.created_at),
+        "created_at": iso(pending_since(build)),
         "build_id": build.id,
         **_mark(simulated=simulated),
     }

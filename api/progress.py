@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,35 +27,38 @@ QUEUE_WORDS = {BuildKind.MACHINE: "a Packer builder"}
 async def live_view(parts: Parts, build: Build) -> Live:
     """The build's page in the Temporal UI while Temporal keeps it, and its progress while it is live."""
     simulated = parts.settings.simulated
-    url = f"{parts.settings.ui_url}/namespaces/{parts.temporal.namespace}/workflows/{build_workflow_id(build.id)}"
     if not BuildStatus(build.status).is_open:
-        kept = await _is_kept(parts.temporal, build)
-        return Live(url if kept else None, None, simulated)
-    described, progress = await asyncio.gather(_describe(parts.temporal, build), _progress(parts, build))
+        return Live(_url(parts, build, await _look(parts.temporal, build)), None, simulated)
+    seen, progress = await asyncio.gather(_look(parts.temporal, build), _progress(parts, build))
     if progress is None:
-        return Live(url, None, simulated)
+        return Live(_url(parts, build, seen), None, simulated)
     waiting = await _waiting_for(parts, build)
-    return Live(url, _body(progress, described, waiting), simulated)
+    return Live(_url(parts, build, seen), _body(progress, seen.description, waiting), simulated)
 
 
-async def _is_kept(client: Client, build: Build) -> bool:
-    """Whether Temporal still has the workflow. A Temporal that does not answer has not forgotten it."""
+@dataclass(frozen=True)
+class _Seen:
+    """What Temporal says of a workflow: its description, that it has none (`unknown`), or nothing at all."""
+
+    description: WorkflowExecutionDescription | None = None
+    unknown: bool = False
+
+
+async def _look(client: Client, build: Build) -> _Seen:
     handle = client.get_workflow_handle(build_workflow_id(build.id))
     try:
-        await asyncio.wait_for(handle.describe(rpc_timeout=PATIENCE), PATIENCE.total_seconds())
+        return _Seen(await asyncio.wait_for(handle.describe(rpc_timeout=PATIENCE), PATIENCE.total_seconds()))
     except RPCError as error:
-        return error.status is not RPCStatusCode.NOT_FOUND
+        return _Seen(unknown=error.status is RPCStatusCode.NOT_FOUND)
     except (TimeoutError, RuntimeError):
-        return True
-    return True
+        return _Seen()
 
 
-async def _describe(client: Client, build: Build) -> WorkflowExecutionDescription | None:
-    handle = client.get_workflow_handle(build_workflow_id(build.id))
-    try:
-        return await asyncio.wait_for(handle.describe(rpc_timeout=PATIENCE), PATIENCE.total_seconds())
-    except (RPCError, TimeoutError, RuntimeError):
+def _url(parts: Parts, build: Build, seen: _Seen) -> str | None:
+    """A Temporal that does not answer has not forgotten the workflow."""
+    if seen.unknown:
         return None
+    return f"{parts.settings.ui_url}/namespaces/{parts.temporal.namespace}/workflows/{build_workflow_id(build.id)}"
 
 
 async def _progress(parts: Parts, build: Build) -> Progress | None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
+from api.patience import promptly
 from kiln.catalog import builds, idempotency
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.tables import Build, IdempotencyKey
@@ -40,7 +41,7 @@ async def submit(parts: Parts, submission: Submission, answer: Callable[[Build],
     build, response = await run_in_threadpool(_commit, parts, submission, answer)
     if build is not None:
         try:
-            await start_build(parts.temporal, ref_of(build))
+            await promptly(start_build(parts.temporal, ref_of(build)))
         except UnavailableError:
             log.warning("Temporal does not answer; build %s waits for the dispatcher", build.id)
     return response

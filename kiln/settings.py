@@ -84,7 +84,7 @@ class Settings(BaseSettings):
             raise ValueError("KILN_REGIONS names no region")
         if self.ec2 is Ec2Mode.AWS and self.ec2_endpoint:
             raise ValueError("KILN_EC2_ENDPOINT is for the simulated EC2 only; unset it with KILN_EC2=aws")
-        if self.ec2 is Ec2Mode.SIMULATED and urlsplit(self.simulated_endpoint).hostname not in LOOPBACK_HOSTS:
+        if self.ec2 is Ec2Mode.SIMULATED and not _is_loopback(self.simulated_endpoint):
             raise ValueError("KILN_EC2_ENDPOINT must be a loopback address: the simulated EC2 runs on this host")
         return self
 
@@ -139,6 +139,13 @@ class Settings(BaseSettings):
         """How long EC2 may hide what was just made from a `Describe` call."""
         seconds = self.settle_seconds
         return timedelta(seconds=(0.0 if self.simulated else 20.0) if seconds is None else seconds)
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in LOOPBACK_HOSTS
+    except ValueError:
+        return False
 
 
 def load_settings() -> Settings:

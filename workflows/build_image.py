@@ -67,7 +67,7 @@ class BuildImageWorkflow:
             self._refuse_if_cancelled(claim)
             outcome = await self._shielded(self._publish(build, image))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  whatever it was, the account is cleaned and the row closed
-            outcome = outcome_of(error)
+            outcome = self._outcome_of(error)
         await self._shielded(self._clean_up(build, outcome))
         self._end = await self._shielded(self._record(build, outcome))
         return self._close(self._end)
@@ -149,6 +149,11 @@ class BuildImageWorkflow:
     def _refuse_if_cancelled(self, claim: Claim) -> None:
         if claim.cancelled or workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
+
+    def _outcome_of(self, error: BaseException) -> BuildEnd:
+        """Whatever a cancelled build ends in (a lost worker's time-out, say), it ends because of its cancellation."""
+        cancelled = workflow.cancellation_reason() is not None
+        return BuildEnd(status=BuildStatus.CANCELLED) if cancelled else outcome_of(error)
 
     def _show(self, status: BuildStatus, phase: str, detail: str) -> None:
         """Makes what the build is doing readable in the Temporal UI, in searches and in the `status` query."""

@@ -13,6 +13,7 @@ from botocore.exceptions import (
     MetadataRetrievalError,
     PaginationError,
 )
+from botocore.exceptions import ConnectionError as EndpointError
 from botocore.parsers import ResponseParserError
 
 from kiln.errors import ImageNotFoundError, KilnError, NotFoundError, UnavailableError
@@ -61,6 +62,7 @@ UNAVAILABLE_CODES: Final = frozenset(
 _TELLING_CODES: Final = frozenset({"IncompleteSignature", "InvalidSignatureException", "SignatureDoesNotMatch"})
 _TRANSIENT_ERRORS: Final = (
     CredentialRetrievalError,
+    EndpointError,
     HTTPClientError,
     IncompleteReadError,
     MetadataRetrievalError,

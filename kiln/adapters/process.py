@@ -219,18 +219,18 @@ class _GuardProcess:
     async def hear(self) -> dict[str, Any] | None:
         """The guard's next message; None if it is gone. A cancel loses nothing that has arrived."""
         while b"\n" not in self._received:
-            await readable(self._socket.fileno())
-            data = self._receive()
+            try:
+                data = self._socket.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                await readable(self._socket.fileno())
+                continue
+            except ConnectionError:
+                return None
             if not data:
                 return None
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return dict(json.loads(line))
-
-    def _receive(self) -> bytes:
-        with suppress(ConnectionError):
-            return self._socket.recv(MESSAGE_BYTES)
-        return b""
 
     def hang_up(self) -> None:
         """Shows the guard that nobody is left, which ends it and its tree."""
@@ -239,9 +239,8 @@ class _GuardProcess:
 
     async def gone(self) -> None:
         """Returns once the guard has ended, and with it all that it guarded."""
-        if self._process.returncode is None:
+        while self._process.poll() is None:
             await readable(self._pidfd)
-            self._process.wait()
 
     def close(self) -> None:
         if self._pidfd >= 0:

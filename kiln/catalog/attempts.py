@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import ColumnElement, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog.builds import OPEN
 from kiln.catalog.session import database_now
-from kiln.catalog.tables import Build
+from kiln.catalog.tables import Build, UtcDateTime
 from kiln.errors import AttemptLostError, BuildCancelledError, BuildNotFoundError, BuildOverError
 from kiln.models import BuildEnd, BuildStatus
 from kiln.ports import Held
@@ -42,7 +42,7 @@ def begin(tx: Session, build_id: str, holder: str, lease: timedelta) -> Build | 
             attempt=Build.attempt + 1,
             status=BuildStatus.QUEUED.value,
             lease_holder=holder,
-            lease_until=_later(tx, lease),
+            lease_until=database_now(tx, ahead=lease),
             pending_image=None,
         )
         .returning(Build)
@@ -61,7 +61,7 @@ def renew(tx: Session, build_id: str, attempt: int, lease: timedelta) -> None:
             Build.attempt == attempt,
             Build.lease_until > database_now(tx),
         )
-        .values(lease_until=_later(tx, lease))
+        .values(lease_until=database_now(tx, ahead=lease))
         .returning(Build.id)
     ).first()
     if renewed is None:
@@ -99,8 +99,8 @@ def tool_started(tx: Session, build_id: str, attempt: int, limit: timedelta) -> 
         .where(*_wants_work(build_id), Build.attempt == attempt)
         .values(
             status=BuildStatus.BUILDING.value,
-            started_at=func.coalesce(Build.started_at, now),
-            deadline_at=func.coalesce(Build.deadline_at, now + limit),
+            started_at=func.coalesce(Build.started_at, literal(now, UtcDateTime)),
+            deadline_at=func.coalesce(Build.deadline_at, literal(now + limit, UtcDateTime)),
         )
         .returning(Build)
         .execution_options(populate_existing=True)
@@ -123,7 +123,7 @@ def note_ids(tx: Session, build_id: str, ids: Collection[str]) -> None:
 
 def fence(tx: Session, build_id: str) -> timedelta:
     """Takes the build away from every attempt; returns how long the holder's tool may still live."""
-    row = row_of(tx, build_id)
+    row = row_of(tx, build_id, lock=True)  # a renewal that commits at this moment counts
     row.closing_at = row.closing_at or datetime.now(UTC)
     return _remaining_lease(tx, row)
 
@@ -197,9 +197,12 @@ def _wants_work(build_id: str) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def row_of(tx: Session, build_id: str) -> Build:
-    """The build's row. Raises BuildNotFoundError."""
-    row = tx.get(Build, build_id)
+def row_of(tx: Session, build_id: str, *, lock: bool = False) -> Build:
+    """The build's row, kept from all others' writes until the transaction's end with `lock`.
+
+    Raises BuildNotFoundError.
+    """
+    row = tx.get(Build, build_id, with_for_update=True if lock else None)
     if row is None:
         raise BuildNotFoundError(f"build {build_id} is not in the catalog")
     return row
@@ -222,10 +225,3 @@ def _remaining_lease(tx: Session, row: Build) -> timedelta:
         return timedelta(0)
     now = tx.scalar(select(database_now(tx)))
     return max(timedelta(0), row.lease_until - now) if now is not None else timedelta(0)
-
-
-def _later(tx: Session, lease: timedelta) -> object:
-    now = database_now(tx)
-    if tx.get_bind().dialect.name == "postgresql":
-        return now + lease
-    return datetime.now(UTC) + lease

@@ -5,10 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from kiln.catalog.tables import Build, Image
+from kiln.catalog.tables import Build, Image, UtcDateTime
 from kiln.models import OPEN_STATUSES, Api, BuildKind, BuildSpec, BuildStatus
 
 OPEN = tuple(status.value for status in OPEN_STATUSES)
@@ -85,7 +85,8 @@ def page(session: Session, wanted: BuildFilter, limit: int, after: tuple[datetim
     """At most `limit` builds, newest first, older than `after` (its time and id): one index range, however far back."""
     query = _with_images().where(*_conditions(wanted))
     if after is not None:
-        query = query.where(tuple_(Build.created_at, Build.id) < tuple_(*after))
+        created_at, build_id = after
+        query = query.where(tuple_(Build.created_at, Build.id) < tuple_(literal(created_at, UtcDateTime), build_id))
     rows = session.execute(query.order_by(Build.created_at.desc(), Build.id.desc()).limit(limit))
     return [BuildWithImage(build, image) for build, image in rows]
 

@@ -105,10 +105,10 @@ def begin_deletion(tx: Session, image_id: str) -> bool:
 
 
 def finish_deletion(tx: Session, image_id: str, kept_snapshot_ids: Collection[str]) -> None:
-    """Records that the AMI and its snapshots are gone, less those that another AMI uses."""
+    """Records that the AMI and its snapshots are gone, less those that another AMI uses. Repeating it is harmless."""
     tx.execute(
         update(Image)
-        .where(Image.id == image_id)
+        .where(Image.id == image_id, Image.status == DELETING)
         .values(status=DELETED, gone_at=datetime.now(UTC), kept_snapshot_ids=sorted(kept_snapshot_ids))
     )
 

@@ -1,23 +1,40 @@
 """The catalog's connection: SQLite by default, PostgreSQL in production, one way of using both."""
 
+import contextlib
+import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import ColumnElement, Engine, create_engine, event, func, literal, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Interval,
+    create_engine,
+    event,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from kiln.catalog.tables import Installation, UtcDateTime
-from kiln.errors import UnavailableError
+from kiln.errors import KilnError, UnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 SQLITE_BUSY_SECONDS = 30
+SQLITE_BUSY_PAUSE_SECONDS = 0.01
 # Any number will do, so long as it is Kiln's own: two processes that migrate at once wait for each other.
 MIGRATION_LOCK = 0x6B696C6E
 
@@ -29,18 +46,20 @@ class Catalog:
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 20) -> None:
+        """Opens nothing yet. Raises KilnError if `dsn` is no database that Kiln knows."""
         self._dsn = _with_driver(dsn)
         self.engine = _make_engine(self._dsn, pool_size)
 
-    @contextmanager
+    @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading only; whatever it is made to write is rolled back."""
         with self._session() as session:
             self._begin(session, "BEGIN")
             yield session
+            session.expunge_all()  # a rollback would forget what the rows say
             session.rollback()
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[Session]:
         """A session that commits at the end of the block, or rolls back if the block raises."""
         with self._session() as session:
@@ -52,17 +71,17 @@ class Catalog:
         if self.engine.dialect.name == "sqlite":
             session.execute(text(statement))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
-        try:
-            with Session(self.engine, expire_on_commit=False) as session:
-                yield session
-        except OperationalError as error:
-            raise UnavailableError(f"the catalog does not answer: {type(error.orig).__name__}") from error
+        with _answering(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
 
     def migrate(self) -> str:
-        """Brings the tables up to date and returns the installation's id, which the first call makes."""
-        with self.engine.connect() as connection, connection.begin():
+        """Brings the tables up to date and returns the installation's id, which the first call makes.
+
+        Processes that migrate at once wait for each other. Raises UnavailableError.
+        """
+        with _answering(), self.engine.connect() as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             else:
@@ -71,23 +90,13 @@ class Catalog:
             config.set_main_option("script_location", str(MIGRATIONS))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-        return self._make_installation()
-
-    def _make_installation(self) -> str:
-        try:
-            with self.transaction() as tx:
-                known = tx.scalar(select(Installation.id))
-                if known is None:
-                    known = str(uuid.uuid4())
-                    tx.add(Installation(id=known, created_at=datetime.now(UTC)))
-                return known
-        except IntegrityError:  # another process was first
-            return self.installation()
+            return _ensure_installation(connection)
 
     def installation(self) -> str:
         """This installation's id. Raises UnavailableError before the first `migrate`."""
-        with self.read() as session:
-            known = session.scalar(select(Installation.id).order_by(Installation.created_at, Installation.id).limit(1))
+        known: str | None = None
+        with contextlib.suppress(ProgrammingError), self.read() as session:  # PostgreSQL's word for a missing table
+            known = session.scalar(select(Installation.id))
         if known is None:
             raise UnavailableError("the catalog has no tables yet")
         return known
@@ -101,18 +110,40 @@ class Catalog:
         self.engine.dispose()
 
 
-def database_now(session: Session) -> ColumnElement[datetime]:
-    """Now, by the one clock that all workers share: PostgreSQL's own, or this host's for SQLite."""
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, PoolTimeoutError) as error:
+        cause = getattr(error, "orig", error)
+        raise UnavailableError(f"the catalog does not answer: {type(cause).__name__}") from error
+
+
+def _ensure_installation(connection: Connection) -> str:
+    """The one installation's id. The caller holds the migration's lock, so that nobody makes a second one."""
+    known: str | None = connection.scalar(select(Installation.id))
+    if known is not None:
+        return known
+    made = str(uuid.uuid4())
+    connection.execute(insert(Installation).values(id=made, created_at=datetime.now(UTC)))
+    return made
+
+
+def database_now(session: Session, ahead: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """Now, or so much later, by the one clock that all workers share: PostgreSQL's own, or this host's for SQLite."""
     if session.get_bind().dialect.name == "postgresql":
-        return func.clock_timestamp(type_=UtcDateTime)
-    return literal(datetime.now(UTC), UtcDateTime)
+        return func.clock_timestamp(type_=UtcDateTime) + literal(ahead, Interval)
+    return literal(datetime.now(UTC) + ahead, UtcDateTime)
 
 
 def _with_driver(dsn: str) -> str:
-    url = make_url(dsn)
-    if url.drivername in ("postgresql", "postgres"):
-        url = url.set(drivername="postgresql+psycopg")
-    return url.render_as_string(hide_password=False)
+    """The URL with the driver that Kiln brings. Raises KilnError if it is no database that Kiln knows."""
+    try:
+        url = make_url(dsn)
+        driver = DRIVERS[url.get_backend_name()]
+    except (ArgumentError, KeyError, ValueError):
+        raise KilnError("KILN_CATALOG_URL: must be a sqlite:/// or postgresql:// URL") from None
+    return url.set(drivername=driver).render_as_string(hide_password=False)
 
 
 def _make_engine(dsn: str, pool_size: int) -> Engine:
@@ -125,8 +156,23 @@ def _make_engine(dsn: str, pool_size: int) -> Engine:
     return engine
 
 
-def _set_up_sqlite(connection: object, _record: object) -> None:
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     # The driver's own transaction handling begins late and deferred; Kiln begins its transactions itself.
-    connection.isolation_level = None  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")  # type: ignore[attr-defined]
+    connection.isolation_level = None
+    _switch_to_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """SQLite itself does not wait for others here: of two processes that open a new file at once, one would fail."""
+    until = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(SQLITE_BUSY_PAUSE_SECONDS)
+        else:
+            return

@@ -1,0 +1,217 @@
+"""The embedded stack: Temporal, a simulated EC2, workers and the API as child processes of this one."""
+
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cli.checks import check_packer, check_ports
+from cli.home import FirstKey, check_home_is_free, first_key, locked_home, open_catalog, prepare_home, secret_key
+from cli.parts import ALL_ROLES, PartFactory, TemporalPlace, configured_temporal, outside_ec2
+from cli.places import api_url, log_file
+from cli.supervisor import InterruptedStartError, Part, PartFailedError, Supervisor
+from kiln.sealing import Sealer
+from kiln.settings import Settings
+
+START_LIMIT = timedelta(seconds=60)
+TEMPORAL, EC2, WORKER, API = "temporal", "ec2", "worker", "api"
+ALL_PARTS = (TEMPORAL, EC2, WORKER, API)
+# Side by side within a wave: builders need both of the first, and the second's processes do not need each other.
+START_WAVES = ((TEMPORAL, EC2), (WORKER, API))
+STOP_WAVES = ((API,), (WORKER,), (EC2,), (TEMPORAL,))
+STOPPING = {
+    API: "Stopping the API",
+    WORKER: "Stopping the worker (builds that run are interrupted, and go on at the next start)",
+    EC2: "Stopping the simulated EC2",
+    TEMPORAL: "Stopping Temporal",
+}
+
+
+class LocalStack:
+    """A stack on `settings.home`, as a context manager or by `start` and `stop`. From any thread.
+
+    `parts`         which to start, of `ALL_PARTS`; a part that the settings place elsewhere is not started
+    `workers`       each worker's roles; they are named worker, worker-2, …
+    `auto_restart`  whether a part that dies is started again
+    `extra_env`     additions to a part's environment, by its name
+    `embedded`      ignore TEMPORAL_ADDRESS and its like: Temporal is the stack's own
+    `say`           takes one line about whatever happens
+    """
+
+    def __init__(  # noqa: PLR0913  all but the first have defaults
+        self,
+        settings: Settings,
+        *,
+        parts: Iterable[str] = ALL_PARTS,
+        workers: Sequence[Sequence[str]] = (ALL_ROLES,),
+        auto_restart: bool = True,
+        extra_env: Mapping[str, Mapping[str, str]] | None = None,
+        embedded: bool = False,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.settings = settings
+        self.temporal_place = TemporalPlace() if embedded else configured_temporal()
+        self._kinds = frozenset(parts) - self._elsewhere()
+        self._workers = [tuple(roles) for roles in workers]
+        self._auto_restart = auto_restart
+        self._extra_env = extra_env or {}
+        self._embedded = embedded
+        self._say = say
+        self._resources = ExitStack()
+        self._supervisor: Supervisor | None = None
+        self._known: dict[str, Part] = {}
+        self._key: FirstKey | None = None
+        self._interrupted = False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def api_url(self) -> str:
+        return api_url(self.settings)
+
+    @property
+    def key(self) -> FirstKey:
+        """The home's admin key. Raises PartFailedError before `start`."""
+        if self._key is None:
+            raise PartFailedError("the stack has not been started")
+        return self._key
+
+    @property
+    def api_key(self) -> str:
+        return self.key.plain
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The processes that run: name to pid."""
+        return self._supervisor.pids() if self._supervisor else {}
+
+    def log_file(self, name: str) -> Path:
+        """Where a part's output goes."""
+        return log_file(self.settings, name)
+
+    def start(self) -> None:
+        """Returns when every part is ready. Raises KilnError, with nothing left running."""
+        self.check()
+        try:
+            self._prepare()
+            if self._interrupted:
+                raise InterruptedStartError("interrupted")
+            self._say(f"Starting {', '.join(part.title for part in self._known.values())} in {self.settings.home_dir}")
+            for wave in START_WAVES:
+                self.start_parts(*self._names(wave))
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Raises KilnError for what would keep the stack from starting; starts and writes nothing."""
+        if self.settings.secret_key:
+            Sealer(self.settings.secret_key)
+        check_home_is_free(self.settings)
+        if WORKER in self._kinds and any("packer" in roles for roles in self._workers):
+            check_packer(self.settings)
+        check_ports(self._ports())
+
+    def stop(self) -> None:
+        """Ends the API, the workers, EC2 and Temporal, in this order, within 30 s. Repeating it does nothing."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            for wave in STOP_WAVES:
+                self._stop_wave(supervisor, wave[0], [name for name in self._known if _kind(name) in wave])
+            supervisor.close()
+            self._supervisor = None
+        self._resources.close()
+
+    def hurry(self) -> None:
+        """Makes a `stop`, also one that waits, kill what does not end at once. Signal handlers may call it."""
+        if self._supervisor is not None:
+            self._supervisor.hurry()
+
+    def interrupt(self) -> None:
+        """Makes a `start` that waits give up with InterruptedStartError. Signal handlers may call it."""
+        self._interrupted = True
+        if self._supervisor is not None:
+            self._supervisor.interrupt()
+
+    def start_parts(self, *names: str) -> None:
+        """Starts parts (again), and returns when they are ready. Raises PartFailedError."""
+        self._running().start([self._known[name] for name in names], START_LIMIT)
+
+    def stop_part(self, name: str) -> None:
+        """Ends a part as `stop` does; it stays ended until `start_parts`."""
+        self._running().stop([name])
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a part's process a signal. Raises PartFailedError if it does not run."""
+        self._running().send(name, number)
+
+    def wait_for_exit(self, name: str, limit: timedelta = timedelta(seconds=30)) -> int:
+        """A part's exit code, negative for a signal. Raises PartFailedError if it still runs after `limit`."""
+        return self._running().wait(name, limit)
+
+    def _prepare(self) -> None:
+        """The home, its lock and keys, and the catalog with its tables."""
+        prepare_home(self.settings)
+        self._resources.enter_context(locked_home(self.settings))
+        secret = secret_key(self.settings)
+        with open_catalog(self.settings) as catalog:
+            self._key = first_key(self.settings, catalog)
+        self._known = {part.name: part for part in self._made(secret)}
+        self._supervisor = Supervisor(self._say, auto_restart=self._auto_restart)
+
+    def _made(self, secret: str) -> list[Part]:
+        place = None if self._embedded else self.temporal_place
+        factory = PartFactory(self.settings, secret, place, self._extra_env)
+        makers: dict[str, Callable[[], list[Part]]] = {
+            TEMPORAL: lambda: [factory.temporal()],
+            EC2: lambda: [factory.ec2()],
+            WORKER: lambda: [factory.worker(number, roles) for number, roles in enumerate(self._workers, 1)],
+            API: lambda: [factory.api()],
+        }
+        return [part for kind in ALL_PARTS if kind in self._kinds for part in makers[kind]()]
+
+    def _names(self, kinds: Iterable[str]) -> list[str]:
+        return [name for name in self._known if _kind(name) in kinds]
+
+    def _stop_wave(self, supervisor: Supervisor, kind: str, names: list[str]) -> None:
+        if supervisor.pids().keys() & set(names):
+            self._say(STOPPING[kind])
+        supervisor.stop(names)
+
+    def _running(self) -> Supervisor:
+        if self._supervisor is None:
+            raise PartFailedError("the stack does not run")
+        return self._supervisor
+
+    def _elsewhere(self) -> frozenset[str]:
+        """The parts that run outside of this stack, or not at all."""
+        temporal = {TEMPORAL} if self.temporal_place.address else set()
+        ec2 = {EC2} if outside_ec2(self.settings) or not self.settings.simulated else set()
+        return frozenset(temporal | ec2)
+
+    def _ports(self) -> dict[str, tuple[str, int]]:
+        settings, local = self.settings, "127.0.0.1"
+        ports = {
+            API: {"KILN_API_PORT": (settings.api_host, settings.api_port)},
+            TEMPORAL: {
+                "KILN_TEMPORAL_PORT": (local, settings.temporal_port),
+                "KILN_TEMPORAL_UI_PORT": (local, settings.temporal_ui_port),
+            },
+            EC2: {"KILN_EC2_PORT": (local, settings.ec2_port)},
+        }
+        return {name: place for kind, places in ports.items() if kind in self._kinds for name, place in places.items()}
+
+
+def _kind(name: str) -> str:
+    """`worker-2` is a worker."""
+    return name.partition("-")[0]

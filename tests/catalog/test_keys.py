@@ -1,0 +1,157 @@
+"""API keys: who may do what, and what the catalog knows of them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support.rows import add_build, dump
+
+from kiln.catalog import keys
+from kiln.catalog.keys import SCOPES, Identity, KnownKey
+from kiln.catalog.session import Catalog
+from kiln.catalog.tables import ApiKey
+from kiln.sealing import Sealer
+
+HOUR = timedelta(hours=1)
+
+
+def create(
+    catalog: Catalog, scopes: tuple[str, ...] = ("builds:read",), expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    with catalog.transaction() as tx:
+        return keys.create(tx, keys.ensure_organization(tx, "acme"), "a key", scopes, expires_at)
+
+
+def identify(catalog: Catalog, plain: str) -> KnownKey | None:
+    with catalog.read() as session:
+        return keys.identify(session, plain)
+
+
+def disable(catalog: Catalog, key_id: str) -> bool:
+    with catalog.transaction() as tx:
+        return keys.disable(tx, key_id)
+
+
+def is_usable(catalog: Catalog, plain: str) -> bool:
+    known = identify(catalog, plain)
+    assert known is not None
+    return known.usable
+
+
+def test_a_key_is_a_prefix_and_80_hex_digits(catalog: Catalog) -> None:
+    """Every key has the form that all contracts accept."""
+    _, plain = create(catalog)
+    assert plain[:4] == "amk_"
+    assert (len(plain), int(plain[4:], 16) > 0) == (84, True)
+
+
+def test_no_two_keys_are_equal(catalog: Catalog) -> None:
+    """Each key is made anew."""
+    assert create(catalog)[1] != create(catalog)[1]
+
+
+def test_the_plain_key_is_nowhere_in_the_catalog(catalog: Catalog) -> None:
+    """A dump of all tables holds a hint of the key, and nothing that opens the API."""
+    row, plain = create(catalog)
+    with catalog.read() as session:
+        everything = dump(session)
+    assert row.hint in everything
+    assert plain not in everything
+    assert plain[4:] not in everything
+
+
+def test_a_secret_is_nowhere_in_the_catalog(catalog: Catalog, organization: str, sealer: Sealer) -> None:
+    """A dump of all tables holds a build's secrets only under the installation's key."""
+    build = add_build(catalog, organization, secrets=sealer.seal({"token": "s3cr3t-value"}))
+    with catalog.read() as session:
+        everything = dump(session)
+    assert build in everything
+    assert "s3cr3t-value" not in everything
+
+
+def test_a_key_says_whose_it_is(catalog: Catalog) -> None:
+    """A known key names its organization and its scopes."""
+    row, plain = create(catalog, ("builds:read", "builds:write"))
+    known = identify(catalog, plain)
+    assert known is not None
+    assert known.identity == Identity(row.id, row.organization_id, "acme", frozenset({"builds:read", "builds:write"}))
+
+
+def test_nobodys_key_is_unknown(catalog: Catalog) -> None:
+    """A key that was never made is nobody's."""
+    create(catalog)
+    assert identify(catalog, "amk_" + "0" * 80) is None
+
+
+def test_a_key_works_until_it_expires(catalog: Catalog) -> None:
+    """An expiry in the future does not matter yet; one in the past shuts the key."""
+    now = datetime.now(UTC)
+    assert is_usable(catalog, create(catalog, expires_at=now + HOUR)[1])
+    assert not is_usable(catalog, create(catalog, expires_at=now - HOUR)[1])
+
+
+def test_a_disabled_key_is_known_and_shut(catalog: Catalog) -> None:
+    """A key that was disabled is told apart from one that never was."""
+    row, plain = create(catalog)
+    assert disable(catalog, row.id)
+    assert not is_usable(catalog, plain)
+
+
+def test_disabling_twice_keeps_the_first_time(catalog: Catalog) -> None:
+    """The catalog remembers when a key was shut."""
+    row, _ = create(catalog)
+    disable(catalog, row.id)
+    with catalog.read() as session:
+        first = keys.listing(session)[0][0].disabled_at
+    assert disable(catalog, row.id)
+    with catalog.read() as session:
+        assert keys.listing(session)[0][0].disabled_at == first
+
+
+def test_an_unknown_key_cannot_be_disabled(catalog: Catalog) -> None:
+    """Whoever mistypes an id is told so."""
+    assert not disable(catalog, "5e1f4c4e-0000-4000-8000-000000000000")
+
+
+def test_keys_are_listed_with_their_organization(catalog: Catalog) -> None:
+    """The oldest key comes first."""
+    made = [create(catalog)[0].id for _ in range(3)]
+    with catalog.read() as session:
+        assert [(key.id, slug) for key, slug in keys.listing(session)] == [(key_id, "acme") for key_id in made]
+
+
+def test_an_organization_is_made_once(catalog: Catalog) -> None:
+    """The same slug is the same organization."""
+    with catalog.transaction() as tx:
+        first = keys.ensure_organization(tx, "acme").id
+    with catalog.transaction() as tx:
+        assert keys.ensure_organization(tx, "acme").id == first
+
+
+@pytest.mark.parametrize(
+    ("carried", "asked"),
+    [({"builds:read"}, "builds:read"), ({"builds:write"}, "builds:read"), ({"admin"}, "admin")],
+)
+def test_a_scope_allows_what_it_implies(carried: set[str], asked: str) -> None:
+    """`X:write` implies `X:read`."""
+    assert Identity("key", "organization", "acme", frozenset(carried)).may(asked)
+
+
+@pytest.mark.parametrize(
+    ("carried", "asked"),
+    [
+        ({"builds:read"}, "builds:write"),
+        ({"builds:write"}, "pods:read"),
+        ({"pods:write"}, "builds:read"),
+        (set(), "builds:read"),
+        ({"builds:write", "organization:write"}, "admin"),
+    ],
+)
+def test_a_scope_allows_nothing_else(carried: set[str], asked: str) -> None:
+    """A scope of one noun is none of another, and reading is not writing."""
+    assert not Identity("key", "organization", "acme", frozenset(carried)).may(asked)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_admin_implies_every_scope(scope: str) -> None:
+    """An admin key opens everything."""
+    assert Identity("key", "organization", "acme", frozenset({"admin"})).may(scope)

@@ -1,0 +1,13 @@
+"""What tests of more than one folder share."""
+
+from collections.abc import Iterator
+
+import pytest
+from support.postgres import postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of this session's own; a test makes itself a database on it."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
