@@ -165,7 +165,7 @@ def packer_worker(adapters: Adapters, client: Client) -> Worker:
 
 def _packer_place(adapters: Adapters) -> PackerPlace:
     settings = adapters.settings
-    work_dir = settings.home_dir / "runs"
+    work_dir = settings.runs_dir
     sweep_work_dir(work_dir)
     return PackerPlace(
         program=settings.packer,

@@ -88,11 +88,7 @@ class PackerAttempt:
     async def _adopt(self, order: Order, log: LogWriting) -> BuiltImage | None:
         """The AMI that an earlier attempt got EC2 to make, if there is one: building it again would double it."""
         self._phase = "looking for what an earlier attempt finished"
-        await log.write(
-            "kiln",
-            f"attempt {order.attempt} takes the build up: attempt {order.attempt - 1} was lost, "
-            "and with it whatever it printed after the last line above",
-        )
+        await log.write("kiln", _introduction(order))
         marks = Marks(self._parts.ledger.installation, order.build_id, order.known_ids)
         await self._end_instances(order, marks)
         ami = await self._finished_image(order, marks)
@@ -227,6 +223,15 @@ async def _send_report(client: Client, order: Order, detail: str) -> None:
     report = BuilderReport(phase="building", attempt=order.attempt, detail=detail)
     with contextlib.suppress(RPCError):
         await handle.signal("builder_report", report, rpc_timeout=REPORT_TIMEOUT)
+
+
+def _introduction(order: Order) -> str:
+    if order.predecessor_lost:
+        return (
+            f"attempt {order.attempt} takes the build up: attempt {order.attempt - 1} was lost, "
+            "and with it whatever its tool printed after the last line above"
+        )
+    return f"attempt {order.attempt} takes the build up: attempt {order.attempt - 1} ended without an image"
 
 
 def _with_snapshots(ami: Ami) -> list[str]:

@@ -13,6 +13,12 @@ CAPACITY_CODE = re.compile(
 )
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ARTIFACT_ID_FIELD = "id"
+PREFIX = re.compile(r"^(?:==>|-->) \S+: *\t?")
+# What a provisioning script says before it gives up (packer/scripts/lib.sh); Packer adds only its exit status.
+SCRIPT_FAILED = "Script exited with non-zero exit status"
+SCRIPT_ERROR = re.compile(r"^\s*(?:==>)?\s*\S+: error: (.+)$", re.MULTILINE)
+SDK_TRAILER = "status code: "
+MESSAGE_LENGTH = 1000
 
 
 @dataclass
@@ -21,6 +27,7 @@ class PackerOutput:
 
     artifact: str | None = None
     error: str | None = None
+    script_error: str | None = None
     ids: set[str] = field(default_factory=set)
 
     def feed(self, line: str) -> list[str]:
@@ -51,14 +58,19 @@ class PackerOutput:
     def failure(self) -> BuildError:
         """The error that this output ends in."""
         message = self.error or "Packer failed without saying why"
+        if self.script_error and message.startswith(SCRIPT_FAILED):
+            message = f"{message.rstrip('.')}: {self.script_error}"
         return CapacityError(message) if CAPACITY_CODE.search(message) else ToolFailedError(message)
 
     def _said(self, level: str, text: str) -> list[str]:
         text = ANSI.sub("", text)
         self.ids.update(RESOURCE_ID.findall(text))
+        told = SCRIPT_ERROR.search(text)
+        if told:
+            self.script_error = told[1].strip()[:MESSAGE_LENGTH]
         lines = [part for part in text.replace("\r\n", "\n").split("\n") if part.strip()]
         if level == "error" and lines and not self.error:
-            self._failed(" ".join(lines))
+            self._failed("\n".join(lines))
         return lines
 
     def _plain(self, line: str) -> list[str]:
@@ -68,8 +80,11 @@ class PackerOutput:
         return [line]
 
     def _failed(self, text: str) -> None:
-        lines = [part.strip() for part in ANSI.sub("", text).split("\n") if part.strip()]
-        self.error = lines[-1].removeprefix("Error: ") if lines else self.error
+        lines = [part.strip() for part in ANSI.sub("", text).split("\n")]
+        # AWS's SDK puts "status code: 400, request id: …" on a line of its own, which says nothing to the users.
+        lines = [PREFIX.sub("", part) for part in lines]
+        told = " ".join(part for part in lines if part and not part.startswith(SDK_TRAILER)).removeprefix("Error: ")
+        self.error = told[:MESSAGE_LENGTH] or self.error
 
 
 def _unescape(text: str) -> str:

@@ -23,16 +23,28 @@ from kiln.settings import PROJECT_ROOT, Settings
 from kiln.temporal import lazy_client
 
 DESCRIPTION = "Durable machine-image builds: Packer driven by Temporal."
+TAGS = [
+    {"name": "machine-images", "description": "AMIs built with Packer."},
+    {"name": "kiln", "description": "Builds of every kind through one lens."},
+    {"name": "operations", "description": "Probes and metrics, without a key."},
+]
 
 
 def create_app(parts: Parts) -> FastAPI:
     """The ASGI application over these parts, which outlive it."""
-    app = FastAPI(title="Kiln", version=__version__, description=DESCRIPTION, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Kiln",
+        version=__version__,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.parts = parts
     install_error_handlers(app)
     for module in (machine_images, builds, health):
         app.include_router(module.router)
-    _describe_bodies(app)
+    _describe_bodies(app, parts.settings)
     return app
 
 
@@ -49,6 +61,9 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
 
 
 async def _make_parts(settings: Settings) -> Parts:
+    # What only the settings can spoil comes before anything is written.
+    sealer = Sealer(settings.secret_key)
+    build_limit = rate_limit(settings.machine_build_rate)
     catalog = Catalog(settings.catalog_dsn)
     await asyncio.to_thread(catalog.migrate)
     templates = Templates(PROJECT_ROOT / "packer", settings.template_dir)
@@ -60,12 +75,12 @@ async def _make_parts(settings: Settings) -> Parts:
         objects=DirectoryStore(settings.home_dir / "objects"),
         temporal=await lazy_client(settings),
         templates=templates,
-        sealer=Sealer(settings.secret_key),
-        build_limit=rate_limit(settings.machine_build_rate),
+        sealer=sealer,
+        build_limit=build_limit,
     )
 
 
-def _describe_bodies(app: FastAPI) -> None:
+def _describe_bodies(app: FastAPI, settings: Settings) -> None:
     """Adds to OpenAPI the body that `POST /api/v1/images/build` reads by itself, because it may be anything."""
     generate = app.openapi
 
@@ -73,6 +88,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             schema = MachineBuildRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema["properties"]["region"]["enum"] = [*settings.regions, None]
             document["components"]["schemas"].update(schema.pop("$defs", {}))
             document["components"]["schemas"]["MachineBuildRequest"] = schema
             app.openapi_schema = document

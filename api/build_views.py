@@ -6,11 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from api.times import iso, iso_or_none
+from api.ids import UuidText
+from api.times import Timestamp, iso, iso_or_none
 from kiln.catalog.builds import BuildWithImage, shown_status
 from kiln.catalog.images import AVAILABLE
 from kiln.catalog.tables import Build, Image
+from kiln.models import BuildKind, BuildStatus, ErrorCode
 from kiln.naming import build_workflow_id
+
+UI_EXAMPLE = "http://127.0.0.1:8233/namespaces/default/workflows/build-550e8400-e29b-41d4-a716-446655440000"
 
 
 class ImageBody(BaseModel):
@@ -34,7 +38,7 @@ class ImageBody(BaseModel):
 class FailureBody(BaseModel):
     """Why a build failed."""
 
-    code: str = Field(examples=["tool_failed"])
+    code: ErrorCode = Field(examples=["tool_failed"])
     message: str = Field(examples=["Build 'amazon-ebs.agent' errored: Script exited with non-zero exit status: 1."])
 
 
@@ -43,37 +47,41 @@ class ProgressBody(BaseModel):
 
     phase: str = Field(examples=["building"])
     detail: str = Field(examples=["Packer is running (attempt 1)"])
-    attempt: int
-    since: str | None
-    last_line: str | None
+    attempt: int = Field(ge=0, examples=[1])
+    since: Timestamp | None = Field(description="when this phase began")
+    last_line: str | None = Field(description="the last line that the tool printed")
     waiting_for: str | None = Field(examples=["waiting for a Packer builder; none is connected"])
 
 
 class BuildBody(BaseModel):
     """A build of any kind."""
 
-    id: str = Field(examples=["550e8400-e29b-41d4-a716-446655440000"])
-    kind: str = Field(examples=["machine"])
+    id: UuidText
+    kind: BuildKind
     api: str = Field(examples=["machine-images"])
-    status: str = Field(examples=["building"])
-    image: ImageBody | None
+    status: BuildStatus = Field(examples=["building"])
+    image: ImageBody | None = Field(description="null until it exists")
     spec: dict[str, Any] = Field(examples=[{"provider": "claude-code", "region": "us-east-1"}])
-    error: FailureBody | None
-    attempt: int
+    error: FailureBody | None = Field(description="null unless it failed")
+    attempt: int = Field(ge=0, examples=[1])
     workflow_id: str = Field(examples=["build-550e8400-e29b-41d4-a716-446655440000"])
-    workflow_url: str | None
-    created_by: str
-    created_at: str = Field(examples=["2026-03-25T14:30:00Z"])
-    queued_seconds: float
-    started_at: str | None
-    completed_at: str | None
-    progress: ProgressBody | None
+    workflow_url: str | None = Field(
+        description="its page in the Temporal UI while Temporal keeps it", examples=[UI_EXAMPLE]
+    )
+    created_by: str = Field(description="the id of the API key", examples=["c0ffee00-0000-4000-8000-000000000000"])
+    created_at: Timestamp
+    queued_seconds: float = Field(ge=0, examples=[2.5], description="from its creation to its start, its end, or now")
+    started_at: Timestamp | None = Field(description="when its tool first started")
+    completed_at: Timestamp | None
+    progress: ProgressBody | None = Field(description="null once it has ended, and where no worker answers")
     simulated: bool | None = Field(None, description="present and true where EC2 is simulated")
 
 
 class BuildPage(BaseModel):
+    """Builds, newest first."""
+
     builds: list[BuildBody]
-    next_cursor: str | None
+    next_cursor: str | None = Field(description="null on the last page")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from kiln.catalog import builds
 from kiln.catalog.builds import BuildFilter, BuildWithImage
 from kiln.catalog.keys import Identity
 from kiln.errors import BuildNotFoundError, InvalidRequestError
+from kiln.models import BuildKind, BuildStatus
 
+NAMES_LIMIT = 500
 router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCHEMES)
 
 
@@ -38,17 +40,25 @@ router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCH
 async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
     identity: Reader,
     parts: P,
-    kind: Name = None,
-    status: Name = None,
-    image: Name = None,
-    api: Name = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    kind: Annotated[Name | None, Query(description=f"kinds: {', '.join(BuildKind)}")] = None,
+    status: Annotated[Name | None, Query(description=f"statuses: {', '.join(BuildStatus)}")] = None,
+    image: Annotated[Name | None, Query(description="images, by exact reference, AMI id or digest")] = None,
+    api: Annotated[
+        Name | None, Query(description="contracts through which builds came, such as machine-images")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="how many builds at most")] = 50,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
 ) -> dict[str, Any]:
     """Newest first; each filter is one name, or several joined with commas. A build that arrives meanwhile makes no
     duplicate and no gap.
     """
-    wanted = BuildFilter(identity.organization_id, _split(api), _split(kind), _split(status), _split(image))
+    wanted = BuildFilter(
+        identity.organization_id,
+        apis=_split("api", api),
+        kinds=_split("kind", kind),
+        statuses=_split("status", status),
+        images=_split("image", image),
+    )
     after = _decode(cursor) if cursor is not None else None
     rows = await run_in_threadpool(_page, parts, wanted, limit + 1, after)
     shown = rows[:limit]
@@ -99,7 +109,7 @@ def build_log(  # noqa: PLR0913, PLR0917  what a request carries
 ) -> Response:
     """Server-sent events, each line numbered; the stream ends with the build."""
     found = _find(parts, identity, build_id_of(build_id))
-    return log_response(request, parts, found.build.id, after, last_event_id, lambda status: status.value)
+    return log_response(request, parts, found.build, after, last_event_id, lambda status: status.value)
 
 
 async def _bodies(parts: Parts, rows: Sequence[BuildWithImage]) -> list[dict[str, Any]]:
@@ -124,8 +134,14 @@ def _in(session: Session, identity: Identity, build_id: str) -> BuildWithImage |
     return builds.find(session, identity.organization_id, build_id)
 
 
-def _split(names: str | None) -> tuple[str, ...] | None:
-    return tuple(part.strip() for part in names.split(",") if part.strip()) if names else None
+def _split(parameter: str, text: str | None) -> list[str] | None:
+    """The names in a comma list; None for no list. Raises InvalidRequestError for more than a query can hold."""
+    if not text:
+        return None
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if len(names) > NAMES_LIMIT:
+        raise InvalidRequestError(parameter, f"at most {NAMES_LIMIT} names are served at once")
+    return names
 
 
 def _encode(row: BuildWithImage) -> str:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from kiln.errors import (
     BuildNotFoundError,
@@ -25,6 +26,7 @@ from kiln.errors import (
 RETRY_AFTER_SECONDS = 5
 # A caller's own names are repeated to them, but not at any length.
 NAME_LENGTH = 100
+INTERNAL_MESSAGE = "the server failed; the failure is in its log"
 log = logging.getLogger("kiln.api")
 
 
@@ -112,16 +114,25 @@ def from_kiln(error: KilnError) -> ApiError:
 
 
 def internal() -> ApiError:
-    return ApiError(500, "internal", "the server failed; the failure is in its log")
+    return ApiError(500, "internal", INTERNAL_MESSAGE)
 
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
-def from_http(error: HTTPException) -> ApiError:
+def from_http(error: HTTPException, request: Request) -> ApiError:
     """What the routing itself refuses: unknown paths and methods."""
     code = HTTP_CODES.get(error.status_code, "invalid_request")
-    return ApiError(error.status_code, code, HTTPStatus(error.status_code).phrase, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    return ApiError(error.status_code, code, HTTPStatus(error.status_code).phrase, headers=headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Every method that the path knows; Starlette names those of its first route only."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -140,8 +151,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return from_validation(error).response()
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
-        return from_http(error).response()
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return from_http(error, request).response()
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
@@ -159,9 +170,49 @@ HEADERS: dict[int, dict[str, object]] = {
 }
 
 
-def errors(*statuses: int, model: type[BaseModel] | UnionType = ErrorBody) -> dict[int | str, dict[str, object]]:
-    """OpenAPI's `responses` for these statuses."""
+EXAMPLES = {
+    401: ("unauthorized", "an API key is needed: Authorization: Bearer …, or X-API-Key"),
+    403: ("insufficient_scope", "the API key lacks the scope builds:write"),
+    404: ("build_not_found", "no build of this organization has this id"),
+    409: ("image_building", "ami-0abcdef1234567890 is still being built"),
+    413: ("payload_too_large", "body: at most 1048576 bytes are read"),
+    415: ("unsupported_media_type", "Content-Type: must be application/json, not text/plain"),
+    422: ("invalid_request", "build_id: must be a UUID"),
+    429: ("rate_limited", "at most 150 per 1 minute requests are served"),
+    500: ("internal", INTERNAL_MESSAGE),
+    503: ("unavailable", "the catalog does not answer: OperationalError"),
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for these statuses, in machine-images' shape."""
+    return {status: _documented(status, ErrorBody, _example(status)) for status in statuses}
+
+
+def shared_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for a request that is refused before it is clear whose it is."""
+    return {status: _documented(status, SharedErrorBody, _shared_example(status)) for status in statuses}
+
+
+def either_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` where a refusal has either contract's shape, or both."""
+    model = SharedErrorBody | ErrorBody | DetailBody
+    return {status: _documented(status, model, _shared_example(status)) for status in statuses}
+
+
+def _documented(status: int, model: type[BaseModel] | UnionType, example: dict[str, object]) -> dict[str, object]:
     return {
-        status: {"model": model, "description": HTTPStatus(status).phrase, "headers": HEADERS.get(status, {})}
-        for status in statuses
+        "model": model,
+        "description": HTTPStatus(status).phrase,
+        "headers": HEADERS.get(status, {}),
+        "content": {"application/json": {"example": example}},
     }
+
+
+def _example(status: int) -> dict[str, object]:
+    code, message = EXAMPLES[status]
+    return {"error": {"code": code, "message": message}}
+
+
+def _shared_example(status: int) -> dict[str, object]:
+    return {**_example(status), "detail": EXAMPLES[status][1]}

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from temporalio.service import RPCError
 
 from api.deps import P, Parts
-from api.errors import RETRY_AFTER_SECONDS, errors
+from api.errors import HEADERS, RETRY_AFTER_SECONDS, errors
 from kiln.catalog import builds, workers
 from kiln.errors import KilnError
 
@@ -48,7 +48,7 @@ def healthz() -> dict[str, str]:
     "/readyz",
     summary="Do the parts answer?",
     response_model=Readiness,
-    responses=errors(503, model=Readiness),
+    responses={503: {"model": Readiness, "description": "A part does not answer", "headers": HEADERS[503]}},
 )
 async def readyz(parts: P) -> JSONResponse:
     """503, with which is down, unless every part answers."""

@@ -4,8 +4,8 @@ import re
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Path, Query
-from pydantic import AfterValidator
+from fastapi import Path
+from pydantic import AfterValidator, Field
 
 from kiln.errors import InvalidRequestError
 
@@ -13,10 +13,17 @@ UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # EC2's own ids are hexadecimal; what merely looks like one is unknown rather than malformed.
 AMI_TEXT = re.compile(r"ami-[0-9A-Za-z]{1,64}")
 
-BuildId = Annotated[str, Path(json_schema_extra={"format": "uuid"}, examples=["550e8400-e29b-41d4-a716-446655440000"])]
-ImageId = Annotated[
-    str, Path(json_schema_extra={"pattern": f"^{AMI_TEXT.pattern}$"}, examples=["ami-0abcdef1234567890"])
-]
+UUID_SCHEMA = {"format": "uuid"}
+AMI_SCHEMA = {"pattern": f"^{AMI_TEXT.pattern}$"}
+UUID_EXAMPLE = "550e8400-e29b-41d4-a716-446655440000"
+AMI_EXAMPLE = "ami-0abcdef1234567890"
+
+# In paths
+BuildId = Annotated[str, Path(description="the build's id", json_schema_extra=UUID_SCHEMA, examples=[UUID_EXAMPLE])]
+ImageId = Annotated[str, Path(description="the AMI's id", json_schema_extra=AMI_SCHEMA, examples=[AMI_EXAMPLE])]
+# In bodies
+UuidText = Annotated[str, Field(json_schema_extra=UUID_SCHEMA, examples=[UUID_EXAMPLE])]
+AmiText = Annotated[str, Field(json_schema_extra=AMI_SCHEMA, examples=[AMI_EXAMPLE])]
 
 
 def build_id_of(text: str) -> str:
@@ -33,11 +40,12 @@ def ami_id_of(text: str) -> str:
     return text
 
 
-def _without_nul(text: str | None) -> str | None:
+def _without_nul(text: str) -> str:
     # PostgreSQL keeps no such text, and refuses to compare with it.
-    if text is not None and "\0" in text:
+    if "\0" in text:
         raise ValueError("must not hold a NUL character")
     return text
 
 
-Name = Annotated[str | None, AfterValidator(_without_nul), Query(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
+# In queries
+Name = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]

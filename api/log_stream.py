@@ -1,7 +1,9 @@
 """A build's log as server-sent events or as text: from any line on, live, and complete or said to be otherwise."""
 
 import asyncio
+import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,16 +14,28 @@ from starlette.concurrency import iterate_in_threadpool
 
 from api.deps import Parts
 from api.errors import invalid
+from kiln.catalog.tables import Build
 from kiln.models import BuildStatus
 from kiln.ports import End, Gap, LogLine
 
 PING_SECONDS = 15.0
 TEXT_PAGE_LINES = 1000
 PING = b": ping\n\n"
+# A line may have 1 MB, and a reader may be slow: no more than these wait for it in memory.
+READY_EVENTS = 32
 Translate = Callable[[BuildStatus], str]
+Ready = asyncio.Queue[bytes | None]
+log = logging.getLogger("kiln.api")
 
 AfterQuery = Annotated[int, Query(ge=0, le=2**53, description="resume after this line number")]
-LastEventId = Annotated[str | None, Header(description="resume after this line number, as browsers send it")]
+LastEventId = Annotated[
+    str | None,
+    Header(
+        alias="Last-Event-ID",
+        description="resume after this line number, as browsers send it when they connect again; goes before `after`",
+        json_schema_extra={"pattern": "^[0-9]{0,16}$"},
+    ),
+]
 
 LOG_RESPONSES: dict[int | str, dict[str, object]] = {
     200: {
@@ -39,15 +53,21 @@ LOG_RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def log_response(  # noqa: PLR0913, PLR0917  what a request carries
-    request: Request, parts: Parts, build_id: str, after: int, last_event_id: str | None, translate: Translate
+    request: Request, parts: Parts, build: Build, after: int, last_event_id: str | None, translate: Translate
 ) -> Response:
-    """The log of a build that the caller may see. Raises ApiError 422 for a `Last-Event-ID` that is no line number."""
+    """The log of a build that the caller may see; blocks a moment.
+
+    Raises ApiError 422 for a `Last-Event-ID` that is no line number, UnavailableError.
+    """
     start = _start(after, last_event_id)
+    if build.cleaned_at is not None:
+        # Whoever closed the build ends its log next, but may have been killed in between.
+        parts.logs.end(build.id, build.status)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if _wants_text(request):
-        text = iterate_in_threadpool(_text(parts, build_id, start))
+        text = iterate_in_threadpool(_text(parts, build.id, start))
         return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
-    events = _events(parts, build_id, start, translate)
+    events = _events(parts, build.id, start, translate)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
@@ -66,32 +86,45 @@ def _wants_text(request: Request) -> bool:
 
 async def _events(parts: Parts, build_id: str, after: int, translate: Translate) -> AsyncIterator[bytes]:
     """Events as they come, a comment when none has come for a while, and no more once the server stops."""
-    source = aiter(parts.logs.follow(build_id, after))
+    ready: Ready = asyncio.Queue(READY_EVENTS)
+    pump = asyncio.create_task(_pump(parts.logs.follow(build_id, after), ready, translate))
     closing = asyncio.create_task(parts.closing.wait())
-    coming: asyncio.Task[LogLine | Gap | End] | None = None
+    coming: asyncio.Task[list[bytes | None]] | None = None
     try:
-        while True:
-            coming = coming or asyncio.create_task(_next(source))
-            await asyncio.wait({coming, closing}, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
-                event, coming = coming.result(), None
-                yield _event(event, translate)
-                if isinstance(event, End):
-                    return
-            elif closing.done():
-                return
-            else:
+        while not closing.done():
+            coming = coming or asyncio.create_task(_take(ready))
+            done, _ = await asyncio.wait({coming, closing}, timeout=PING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
                 yield PING
+            if coming in done:
+                batch, coming = coming.result(), None
+                yield b"".join(event for event in batch if event is not None)
+                if batch[-1] is None:
+                    return
     finally:
-        closing.cancel()
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-        await source.aclose()  # type: ignore[attr-defined]  # an async generator's
+        unfinished = [task for task in (pump, closing, coming) if task is not None]
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
 
-async def _next(source: AsyncIterator[LogLine | Gap | End]) -> LogLine | Gap | End:
-    return await anext(source)
+async def _pump(source: AsyncIterator[LogLine | Gap | End], ready: Ready, translate: Translate) -> None:
+    """Brings every event, and None after the last; a reader who is slow holds it up."""
+    async with contextlib.aclosing(source):  # type: ignore[type-var]  # an async generator
+        try:
+            async for event in source:
+                await ready.put(_event(event, translate))
+        except Exception:
+            log.exception("a log cannot be followed any further; its readers may resume")
+    await ready.put(None)
+
+
+async def _take(ready: Ready) -> list[bytes | None]:
+    """All that is ready, at least one: a log that has much to say is sent in few pieces."""
+    batch = [await ready.get()]
+    while not ready.empty():
+        batch.append(ready.get_nowait())
+    return batch
 
 
 def _event(event: LogLine | Gap | End, translate: Translate) -> bytes:

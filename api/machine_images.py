@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +17,7 @@ from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, caller, require
 from api.body import json_object
 from api.cancel import cancel
 from api.deps import P, Parts
-from api.errors import ApiError, DetailBody, ErrorBody, SharedErrorBody, errors, from_kiln
+from api.errors import ApiError, either_errors, errors, from_kiln, shared_errors
 from api.ids import BuildId, ImageId, Name, ami_id_of, build_id_of
 from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
 from api.machine_requests import understand
@@ -51,12 +51,18 @@ from workflows.start import start_deletion
 
 DELETE_PATIENCE = timedelta(seconds=20)
 DELETE_POLL_SECONDS = 0.05
-IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
 CONTAINER_FIELDS = ("image_name", "source_image", "sourceImage")
 KEPT_SNAPSHOTS = "Kiln-Kept-Snapshots"
 KEPT_SNAPSHOTS_SCHEMA = {"schema": {"type": "string"}, "description": "snapshots that another AMI also uses"}
-REFUSED_BODY = SharedErrorBody | ErrorBody | DetailBody
-IdempotencyKey = Annotated[str | None, Header(description="makes a repeated POST answer as the first, for a day")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="makes a repeated POST answer as the first, for a day",
+        json_schema_extra={"pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
+    ),
+]
 CONTAINERS_OFF = "this server builds machine images only; it serves no container images"
 router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencies=AUTH_SCHEMES)
 
@@ -67,10 +73,9 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
     response_model=AcceptedBuild,
     summary="Start an image build",
     responses={
-        **errors(401, 413, 415, model=SharedErrorBody),
+        **shared_errors(401, 413, 415),
         **errors(403, 409, 429, 500),
-        **errors(422, model=REFUSED_BODY),
-        **errors(503, model=REFUSED_BODY),
+        **either_errors(422, 503),
     },
     openapi_extra={
         "requestBody": {
@@ -79,11 +84,7 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
         }
     },
 )
-async def build_image(
-    request: Request,
-    parts: P,
-    idempotency_key: IdempotencyKey = None,
-) -> JSONResponse:
+async def build_image(request: Request, parts: P, idempotency_key: IdempotencyKey = None) -> JSONResponse:
     """Bakes an AMI with a coding agent installed. The build is queued; watch it by its id."""
     identity = await _caller_of_either(request, parts)
     raw, body = await json_object(request, parts.settings.max_body_bytes)
@@ -91,6 +92,7 @@ async def build_image(
         return JSONResponse({"detail": CONTAINERS_OFF}, 422)
     require(identity, BUILDS_WRITE)
     parts.build_limit.check(identity.key_id)
+    _check_idempotency_key(request, idempotency_key)
     submission = _submission(identity, parts, raw, body, idempotency_key)
     answer = await submit(parts, submission, lambda build: accepted(build, simulated=parts.settings.simulated))
     return JSONResponse(answer, submission.status_code)
@@ -106,11 +108,16 @@ async def _caller_of_either(request: Request, parts: Parts) -> Identity:
         raise from_kiln(error).as_shared() from error
 
 
+def _check_idempotency_key(request: Request, key: str | None) -> None:
+    if len(request.headers.getlist("idempotency-key")) > 1:
+        raise InvalidRequestError("Idempotency-Key", "must be sent once")
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
+
+
 def _submission(
     identity: Identity, parts: Parts, raw: bytes, body: dict[str, Any], idempotency_key: str | None
 ) -> Submission:
-    if idempotency_key is not None and not IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
     wanted = understand(body, parts.settings, parts.templates)
     new = NewBuild(
         organization_id=identity.organization_id,
@@ -126,14 +133,14 @@ def _submission(
     "",
     summary="List machine images",
     response_model=MachineImageList,
-    responses={**errors(401, 403, 500, 503), **errors(422, model=REFUSED_BODY)},
+    responses={**errors(401, 403, 500, 503), **either_errors(422)},
 )
 def list_images(
     request: Request,
     identity: Reader,
     parts: P,
-    region: Name = None,
-    provider: Name = None,
+    region: Annotated[Name | None, Query(description="only AMIs of this region")] = None,
+    provider: Annotated[Name | None, Query(description="only AMIs with this agent")] = None,
 ) -> JSONResponse:
     """Every AMI of the organization that exists in EC2, newest first."""
     if "offset" in request.query_params or "limit" in request.query_params:
@@ -195,7 +202,7 @@ def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     """Server-sent events, each line numbered; the stream ends with the build."""
     with parts.catalog.read() as session:
         found = _find(session, identity, build_id_of(build_id))
-    return log_response(request, parts, found.build.id, after, last_event_id, shown)
+    return log_response(request, parts, found.build, after, last_event_id, shown)
 
 
 @router.delete(

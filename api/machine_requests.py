@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic.config import JsonDict
 
 from api.errors import from_validation
 from kiln.errors import InvalidRequestError
@@ -23,7 +24,16 @@ VARIABLE_LENGTH = 16 * 1024
 INSTANCE_TYPE = re.compile(r"[a-z][a-z0-9-]{0,15}\.[a-z0-9-]{1,20}")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
-VariableValue = Annotated[StrictStr, Field(max_length=VARIABLE_LENGTH)]
+# For OpenAPI: what `understand` checks by itself, because its messages say more than a pattern.
+PRINTABLE_SCHEMA: JsonDict = {"pattern": r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]*$"}
+TAG_NAME_SCHEMA: JsonDict = {
+    "pattern": r"^(?![Kk][Ii][Ll][Nn]:|[Aa][Ww][Ss]:)[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]+$",
+    "maxLength": TAG_KEY_LENGTH,
+}
+TEMPLATE_SCHEMA: JsonDict = {"pattern": "^(builtin|operator)://[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"}
+
+VariableValue = Annotated[StrictStr, Field(max_length=VARIABLE_LENGTH, json_schema_extra=PRINTABLE_SCHEMA)]
+TagValue = Annotated[StrictStr, Field(json_schema_extra={**PRINTABLE_SCHEMA, "maxLength": TAG_VALUE_LENGTH})]
 
 
 class TemplateChoice(BaseModel):
@@ -41,7 +51,10 @@ class MachineBuildRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "anyOf": [{"required": ["provider"]}, {"required": ["agent_provider"]}],
+            "anyOf": [
+                {"required": [name], "properties": {name: {"type": "string"}}}
+                for name in ("provider", "agent_provider")
+            ],
             "examples": [
                 {"provider": "claude-code"},
                 {
@@ -59,11 +72,19 @@ class MachineBuildRequest(BaseModel):
     provider: Provider | None = Field(None, description="the coding agent to install")
     agent_provider: Provider | None = Field(None, description="another spelling of `provider`")
     region: StrictStr | None = Field(None, description="AWS region of the AMI, one that the server is configured for")
-    instance_type: StrictStr | None = Field(None, description="EC2 instance type for the build")
-    template_source: StrictStr | None = Field(None, description="`builtin://NAME` or `operator://NAME`")
+    instance_type: StrictStr | None = Field(
+        None, description="EC2 instance type for the build", json_schema_extra={"pattern": f"^{INSTANCE_TYPE.pattern}$"}
+    )
+    template_source: StrictStr | None = Field(
+        None, description="`builtin://NAME` or `operator://NAME`", json_schema_extra=TEMPLATE_SCHEMA
+    )
     template: TemplateChoice | None = Field(None, description="the object form of `template_source`")
-    variables: dict[StrictStr, VariableValue] = Field({}, description="handed to Packer", max_length=VARIABLES_LIMIT)
-    tags: dict[StrictStr, StrictStr] = Field({}, description="added to all that the build makes", max_length=TAGS_LIMIT)
+    variables: Annotated[dict[StrictStr, VariableValue], Field(max_length=VARIABLES_LIMIT)] | None = Field(
+        None, description="handed to Packer; the template declares their names"
+    )
+    tags: Annotated[dict[StrictStr, TagValue], Field(max_length=TAGS_LIMIT)] | None = Field(
+        None, description="added to all that the build makes", json_schema_extra={"propertyNames": TAG_NAME_SCHEMA}
+    )
 
 
 @dataclass(frozen=True)
@@ -81,17 +102,18 @@ def understand(body: dict[str, Any], settings: Settings, shelf: TemplateShelf) -
     except ValidationError as error:
         raise from_validation(error) from None
     template = _template(request, shelf)
-    _check_variables(request.variables, template)
-    _check_tags(request.tags)
-    secrets = {name: value for name, value in request.variables.items() if template.is_secret(name)}
+    variables, tags = request.variables or {}, request.tags or {}
+    _check_variables(variables, template)
+    _check_tags(tags)
+    secrets = {name: value for name, value in variables.items() if template.is_secret(name)}
     spec = MachineBuildSpec(
         provider=_provider(request),
         region=_region(request, settings),
         instance_type=_instance_type(request, settings),
         template=template.source,
-        variables={name: value for name, value in request.variables.items() if name not in secrets},
+        variables={name: value for name, value in variables.items() if name not in secrets},
         secret_names=tuple(sorted(secrets)),
-        tags=request.tags,
+        tags=tags,
     )
     return Wanted(spec, secrets)
 
@@ -139,7 +161,7 @@ def _instance_type(request: MachineBuildRequest, settings: Settings) -> str:
 
 def _field_or_variable(request: MachineBuildRequest, name: str, field: str | None) -> tuple[str, str | None]:
     """Where a field's value came from, and the value: a variable alone counts as the field, beside it they must agree."""
-    variable = request.variables.get(name)
+    variable = (request.variables or {}).get(name)
     if field is not None and variable is not None and field != variable:
         raise InvalidRequestError(f"variables.{name}", f"disagrees with the field {name}")
     return (f"variables.{name}", variable) if field is None and variable is not None else (name, field)

@@ -1,11 +1,12 @@
 """What machine-images shows of builds and images."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from api.times import iso, iso_or_none
+from api.ids import AmiText, UuidText
+from api.times import Timestamp, iso, iso_or_none
 from kiln.catalog.builds import BuildWithImage
 from kiln.catalog.images import DELETING
 from kiln.catalog.tables import Build, Image
@@ -17,14 +18,14 @@ STATUS_WORDS = {BuildStatus.TIMED_OUT: "failed"}
 class MachineBuild(BaseModel):
     """A build as `GET /api/v1/images/builds/{build_id}` shows it. What is not known yet is null."""
 
-    build_id: str = Field(examples=["550e8400-e29b-41d4-a716-446655440000"])
-    status: str = Field(examples=["succeeded"], description="queued, building, succeeded, failed or cancelled")
+    build_id: UuidText
+    status: Literal["queued", "building", "succeeded", "failed", "cancelled"] = Field(examples=["succeeded"])
     provider: str = Field(examples=["claude-code"])
     region: str = Field(examples=["us-east-1"])
-    image_id: str | None = Field(examples=["ami-0abcdef1234567890"])
-    started_at: str | None = Field(examples=["2026-03-25T14:30:00Z"])
-    completed_at: str | None = Field(examples=["2026-03-25T14:45:00Z"])
-    error: str | None = Field(examples=[None])
+    image_id: AmiText | None
+    started_at: Timestamp | None
+    completed_at: Timestamp | None
+    error: str | None = Field(examples=["Packer build timed out after 1800 seconds"], description="why it failed")
     simulated: bool | None = Field(None, description="present and true where EC2 is simulated")
     image_gone: str | None = Field(None, description="present once the image no longer exists: why")
 
@@ -32,28 +33,30 @@ class MachineBuild(BaseModel):
 class AcceptedBuild(BaseModel):
     """A build that was taken on."""
 
-    build_id: str = Field(examples=["550e8400-e29b-41d4-a716-446655440000"])
-    status: str = Field(examples=["queued"])
+    build_id: UuidText
+    status: Literal["queued"]
     provider: str = Field(examples=["claude-code"])
     region: str = Field(examples=["us-east-1"])
-    created_at: str = Field(examples=["2026-03-25T14:30:00Z"])
-    image_id: str | None = Field(examples=[None])
+    created_at: Timestamp
+    image_id: None = Field(description="known once the build has succeeded")
     simulated: bool | None = Field(None, description="present and true where EC2 is simulated")
 
 
 class MachineImage(BaseModel):
     """An AMI that exists in EC2."""
 
-    image_id: str = Field(examples=["ami-0abcdef1234567890"])
+    image_id: AmiText
     provider: str = Field(examples=["claude-code"])
     region: str = Field(examples=["us-east-1"])
-    status: str = Field(examples=["available"], description="pending, available, failed or deregistering")
-    created_at: str = Field(examples=["2026-03-25T14:30:00Z"])
-    build_id: str = Field(examples=["550e8400-e29b-41d4-a716-446655440000"])
+    status: Literal["pending", "available", "failed", "deregistering"] = Field(examples=["available"])
+    created_at: Timestamp
+    build_id: UuidText
     simulated: bool | None = Field(None, description="present and true where EC2 is simulated")
 
 
 class MachineImageList(BaseModel):
+    """The organization's AMIs, newest first."""
+
     images: list[MachineImage]
 
 

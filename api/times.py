@@ -1,6 +1,11 @@
 """Times on the wire: ISO 8601 in UTC with a `Z`, whole seconds."""
 
 from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import Field
+
+Timestamp = Annotated[str, Field(examples=["2026-03-25T14:30:00Z"], json_schema_extra={"format": "date-time"})]
 
 
 def iso(moment: datetime) -> str:

@@ -5,13 +5,15 @@ import random
 import shutil
 import socket
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
-from kiln.errors import KilnError, ToolMissingError
+from kiln.errors import KilnError, ToolMissingError, UnavailableError
 from kiln.settings import Settings
 
 # Below Linux's range for outgoing connections, which would take a free port away again.
 FREE_PORTS = range(12000, 32000)
 FREE_PORT_TRIES = 1000
+ANSWER_SECONDS = 5.0
 ANY_HOST = "127.0.0.1"
 
 
@@ -35,6 +37,15 @@ def check_ports(ports: Mapping[str, tuple[str, int]]) -> None:
         problem = _problem(host, port)
         if problem:
             raise PortTakenError(problem.format(setting=setting))
+
+
+def check_answers(address: str, what: str) -> None:
+    """Whether somebody accepts connections at `host:port`. Raises UnavailableError with `what` and the address."""
+    place = urlsplit(f"//{address}")
+    try:
+        socket.create_connection((place.hostname, place.port), ANSWER_SECONDS).close()
+    except (OSError, ValueError, TypeError):
+        raise UnavailableError(what.format(address=address)) from None
 
 
 def free_ports(count: int) -> list[int]:

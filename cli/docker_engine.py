@@ -165,7 +165,12 @@ def _daemon(folder: Path, data_root: Path, network: list[str]) -> Iterator[str]:
     with log.open("wb") as output:
         # A session of its own, so that Ctrl-C reaches the builds and not the engine that they clean up in.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=os.environ | {"TMPDIR": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         _wait_until_it_answers(host, process, log)

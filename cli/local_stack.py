@@ -7,8 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
-from cli.checks import check_packer, check_ports
+from cli.checks import check_answers, check_packer, check_ports
 from cli.home import FirstKey, check_home_is_free, first_key, locked_home, open_catalog, prepare_home, secret_key
 from cli.parts import ALL_ROLES, PartFactory, TemporalPlace, configured_temporal, outside_ec2
 from cli.places import api_url, log_file
@@ -24,7 +25,7 @@ START_WAVES = ((TEMPORAL, EC2), (WORKER, API))
 STOP_WAVES = ((API,), (WORKER,), (EC2,), (TEMPORAL,))
 STOPPING = {
     API: "Stopping the API",
-    WORKER: "Stopping the worker (builds that run are interrupted, and go on at the next start)",
+    WORKER: "Stopping the worker",
     EC2: "Stopping the simulated EC2",
     TEMPORAL: "Stopping Temporal",
 }
@@ -121,6 +122,7 @@ class LocalStack:
         if WORKER in self._kinds and any("packer" in roles for roles in self._workers):
             check_packer(self.settings)
         check_ports(self._ports())
+        self._check_what_is_elsewhere()
 
     def stop(self) -> None:
         """Ends the API, the workers, EC2 and Temporal, in this order, within 30 s. Repeating it does nothing."""
@@ -192,6 +194,14 @@ class LocalStack:
         if self._supervisor is None:
             raise PartFailedError("the stack does not run")
         return self._supervisor
+
+    def _check_what_is_elsewhere(self) -> None:
+        """Raises UnavailableError if something that the settings place elsewhere does not answer there."""
+        if self.temporal_place.address:
+            check_answers(self.temporal_place.address, "Temporal does not answer at {address} (TEMPORAL_ADDRESS)")
+        endpoint = outside_ec2(self.settings)
+        if endpoint:
+            check_answers(urlsplit(endpoint).netloc, "EC2 does not answer at {address} (KILN_EC2_ENDPOINT)")
 
     def _elsewhere(self) -> frozenset[str]:
         """The parts that run outside of this stack, or not at all."""

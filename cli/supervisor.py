@@ -87,7 +87,8 @@ class Supervisor:
     def start(self, parts: Iterable[Part], limit: timedelta) -> None:
         """Starts parts side by side and returns when all are ready.
 
-        Raises PartFailedError if one ends or is not ready within `limit`, InterruptedStartError after `interrupt`.
+        Raises PartFailedError if one ends, is not ready within `limit` or runs already, InterruptedStartError after
+        `interrupt`.
         """
         runs = [self._launch(part) for part in parts]
         deadline = time.monotonic() + limit.total_seconds()
@@ -151,6 +152,8 @@ class Supervisor:
         self._starter.shutdown()
 
     def _launch(self, part: Part) -> _Run:
+        if part.name in self.pids():
+            raise PartFailedError(f"{part.name} runs already")
         process = self._starter.submit(_spawn, part).result()
         with self._lock:
             run = self._runs[part.name] = _Run(part, process, time.monotonic())
@@ -201,7 +204,12 @@ class Supervisor:
         with self._lock:
             if not run.watched or self._runs[run.part.name] is not run:
                 return
-            run.process = self._starter.submit(_spawn, run.part).result()
+            try:
+                run.process = self._starter.submit(_spawn, run.part).result()
+            except OSError as error:  # no memory, no process, no disk: that may pass
+                run.restart_at = time.monotonic() + LONGEST_PAUSE_SECONDS
+                self._say(f"{run.part.title} cannot be started ({error.strerror}); trying again")
+                return
             run.started_at, run.restart_at, run.told_ready = time.monotonic(), None, False
 
 

@@ -25,6 +25,7 @@ def up(settings: Settings) -> int:
         stack.start()
         say(*_welcome(stack))
         switch.wait()
+        say("Unfinished builds go on at the next start. Ctrl-C again stops without waiting for anything.")
     stack.stop()
     say("Stopped")
     return 0

@@ -1,5 +1,7 @@
 """Kiln's settings, read from the environment once at start-up and handed on. Names are `KILN_` and the field's name."""
 
+import hashlib
+import tempfile
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +14,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from kiln.errors import KilnError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+# A Unix socket's path has at most 107 bytes; the rest of it is a run's own name and Packer's.
+RUNS_PATH_LENGTH = 50
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -108,6 +112,15 @@ class Settings(BaseSettings):
     @property
     def home_dir(self) -> Path:
         return self.home.expanduser().resolve()
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where Packer's runs have their directories. Its plugins listen on sockets in them, whose paths must be short."""
+        runs = self.home_dir / "runs"
+        if len(str(runs)) <= RUNS_PATH_LENGTH:
+            return runs
+        mark = hashlib.sha256(str(self.home_dir).encode()).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"kiln-runs-{mark}"
 
     @property
     def catalog_dsn(self) -> str:

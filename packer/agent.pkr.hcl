@@ -238,7 +238,8 @@ locals {
     local.container_repository == local.container_reference ? "latest" : regex_replace(local.container_reference, "^.*:", "")
   )
 
-  # `except` lists, because Packer 1.6.6 takes an expression there, and fails a provisioner that has no communicator.
+  # For `except`, which may be an expression: without a communicator, Packer 1.6.6 tries a provisioner for five minutes
+  # and fails the build.
   every_source      = ["amazon-ebs.agent", "docker.agent"]
   unreached_sources = local.provisioned ? [] : ["amazon-ebs.agent"]
 

@@ -48,7 +48,7 @@ def test_a_changed_text_does_not_open(sealer: Sealer) -> None:
     sealed = sealer.seal(SECRETS)
     assert sealed is not None
     with pytest.raises(SealError):
-        sealer.open(sealed[:-2] + bytes([sealed[-2] ^ 1]) + sealed[-1:])
+        sealer.open(sealed[:20] + sealed[20:].swapcase())
 
 
 @pytest.mark.parametrize("key", ["", "short", "x" * 43, "ключ", "=" * 44])

@@ -143,8 +143,8 @@ class BuildImageWorkflow:
             try:
                 return await asyncio.shield(task)
             except asyncio.CancelledError:
-                if task.done():
-                    raise
+                if task.done():  # the step's own end counts, though the cancel came with it
+                    return task.result()
 
     def _refuse_if_cancelled(self, claim: Claim) -> None:
         if claim.cancelled or workflow.cancellation_reason() is not None:

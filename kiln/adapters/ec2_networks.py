@@ -11,10 +11,18 @@ from kiln.ports import SecurityGroupRequest
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
-    from mypy_boto3_ec2.type_defs import FilterTypeDef, IpPermissionTypeDef, TagSpecificationTypeDef, TagTypeDef
+    from mypy_boto3_ec2.type_defs import (
+        FilterTypeDef,
+        IpPermissionTypeDef,
+        TagSpecificationTypeDef,
+        TagTypeDef,
+        WaiterConfigTypeDef,
+    )
 
 _SSH_PORT: Final = 22
 _DESCRIPTION: Final = "Temporary security group of a Kiln build"
+# EC2's reads lag behind its writes, and Packer gives up at once on a group that it cannot see.
+_VISIBLE: Final[WaiterConfigTypeDef] = {"Delay": 1, "MaxAttempts": 30}
 
 
 class SecurityGroups:
@@ -58,6 +66,7 @@ class SecurityGroups:
             if code_of(error) != "InvalidGroup.Duplicate":
                 raise
             return None
+        self._ec2.get_waiter("security_group_exists").wait(GroupIds=[answer["GroupId"]], WaiterConfig=_VISIBLE)
         return answer["GroupId"]
 
     def _found(self, name: str, vpc_id: str) -> str:

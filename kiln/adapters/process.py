@@ -19,6 +19,7 @@ from typing import Any, Self, cast
 from kiln.adapters import guard
 from kiln.adapters.guard import ExitReason
 from kiln.adapters.tool_output import Line, ToolOutput, readable
+from kiln.errors import KilnError
 from kiln.redact import Redactor
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 MESSAGE_BYTES = 64 * 1024
 
 
-class ToolNotStartedError(Exception):
+class ToolNotStartedError(KilnError):
     """The tool could not be started. `missing` says that it is the program that cannot be found or executed."""
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
@@ -43,7 +44,7 @@ class ToolNotStartedError(Exception):
         self.missing = missing
 
 
-class GuardLostError(Exception):
+class GuardLostError(KilnError):
     """The tool's guard died (out of memory, an operator's kill): how the tool ended is unknown.
 
     The kernel has killed the tool's first process, and Kiln its process group; what had left both may live on.

@@ -52,6 +52,11 @@ def begin(tx: Session, build_id: str, holder: str, lease: timedelta) -> Build | 
     return Held(_remaining_lease(tx, _open_row(tx, build_id)))
 
 
+def holder_of(tx: Session, build_id: str) -> str | None:
+    """Who began the last attempt and never gave the build up; None if that attempt ended in order."""
+    return tx.scalar(select(Build.lease_holder).where(Build.id == build_id).with_for_update())
+
+
 def renew(tx: Session, build_id: str, attempt: int, lease: timedelta) -> None:
     """Holds the build for another `lease`. Raises AttemptLostError, BuildCancelledError, BuildOverError."""
     renewed = tx.execute(

@@ -42,10 +42,11 @@ class CatalogLedger:
 
     def begin(self, build_id: str, holder: str, lease: timedelta) -> Order | Held:
         with self._catalog.transaction() as tx:
+            predecessor = attempts.holder_of(tx, build_id)
             row = attempts.begin(tx, build_id, holder, lease)
-            return row if isinstance(row, Held) else self._order(row)
+            return row if isinstance(row, Held) else self._order(row, predecessor_lost=predecessor is not None)
 
-    def _order(self, row: Build) -> Order:
+    def _order(self, row: Build, *, predecessor_lost: bool) -> Order:
         return Order(
             build_id=row.id,
             attempt=row.attempt,
@@ -53,6 +54,7 @@ class CatalogLedger:
             secrets=self._sealer.open(row.secrets),
             known_ids=frozenset(row.known_ids),
             deadline_at=row.deadline_at,
+            predecessor_lost=predecessor_lost,
         )
 
     def renew(self, build_id: str, attempt: int, lease: timedelta) -> None:

@@ -19,6 +19,7 @@ class Order:
     secrets: Mapping[str, str] = field(repr=False)
     known_ids: frozenset[str] = frozenset()
     deadline_at: datetime | None = None
+    predecessor_lost: bool = False
 
 
 @dataclass(frozen=True)

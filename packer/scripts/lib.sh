@@ -4,6 +4,9 @@
 SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SYSTEM_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt
 
+# In other locales, [a-z] holds capitals and accents.
+export LC_ALL=C
+
 KILN_PROVIDER=${KILN_PROVIDER:-}
 KILN_AGENT_VERSION=${KILN_AGENT_VERSION:-latest}
 KILN_AGENT_USER=${KILN_AGENT_USER:-agent}
@@ -40,8 +43,9 @@ check_provider() {
 
 # One package name a line. A trailing - would make apt remove the package, and anything else might be an option.
 extra_packages() {
-    local name
-    for name in $(tr ',' ' ' <<<"$KILN_EXTRA_PACKAGES"); do
+    local name names
+    IFS=$' ,\t\n' read -r -d '' -a names <<<"$KILN_EXTRA_PACKAGES" || true
+    for name in "${names[@]}"; do
         [[ $name =~ ^[a-z0-9][a-z0-9+.-]*[a-z0-9+]$ ]] || fail "not a Debian package name: '$name'"
         echo "$name"
     done
@@ -79,7 +83,8 @@ installed_packages() {
     dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p' | sort
 }
 
-# curl's variable replaces the system's authorities, Node's adds to them: one file with both serves all.
+# curl's variable replaces the system's authorities, Node's adds to them: one file with both serves all. The system has
+# none until ca-certificates is installed.
 trust_ca_bundle() {
     local extra=$SCRIPTS/ca-bundle.pem all=$SCRIPTS/all-ca-bundle.pem
     [[ -f $extra ]] || return 0

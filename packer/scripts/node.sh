@@ -49,7 +49,7 @@ fetch_node() {
     npm install --prefix "$STAGING" --loglevel=error "$1@$NODE_MAJOR" "npm@$NPM_MAJOR" >/dev/null ||
         fail "npm could not fetch $1@$NODE_MAJOR and npm@$NPM_MAJOR from $(npm config get registry)"
     mapfile -t new < <(comm -13 <(echo "$before") <(installed_packages))
-    apt_get purge "${new[@]}"
+    apt_get purge "${new[@]}" || fail "apt-get could not remove the distribution's npm again"
 }
 
 # $1: the npm package with Node.js

@@ -169,6 +169,12 @@ def test_session(worker: Worker):
     assert os.getpgid(tool) == tool
 
 
+def test_output(worker: Worker):
+    """The guard lets go of the output that its tool has, which would not end with the tool otherwise."""
+    worker.start("sleep", "600")
+    assert {str(Path(f"/proc/{worker.guard.pid}/fd/{number}").readlink()) for number in (1, 2)} == {"/dev/null"}
+
+
 def test_no_lease(worker: Worker):
     """Without a lease a tool needs no renewals."""
     worker.start("sh", "-c", "sleep 0.5; exit 4")

@@ -107,8 +107,8 @@ def test_numbers_without_a_gap(stream: LogStore):
 def test_builds_are_apart(stream: LogStore):
     """Each build has numbers and lines of its own."""
     stream.open_attempt("build-2", 1)
-    stream.append(BUILD, 1, entries(3, text="a"))
-    stream.append("build-2", 1, entries(2, text="b"))
+    stream.append(BUILD, 1, entries(3, word="a"))
+    stream.append("build-2", 1, entries(2, word="b"))
     assert (texts(read_all(stream)), texts(read_all(stream, "build-2"))) == (["a 1", "a 2", "a 3"], ["b 1", "b 2"])
 
 
@@ -150,7 +150,7 @@ def test_resume_anywhere(stream: LogStore, seed: int):
     """Readers who stop anywhere and go on after their last line get each line once."""
     rng = random.Random(seed)
     for first in range(1, 1201, 40):
-        stream.append(BUILD, 1, entries(40, first=first, text="x" * rng.choice([1, 20_000])))
+        stream.append(BUILD, 1, entries(40, first=first, word="x" * rng.choice([1, 20_000])))
     found: list[LogLine | Gap] = []
     while page := stream.read(BUILD, len(found), rng.randint(1, 150)):
         found += page[: rng.randint(1, len(page))]
@@ -220,11 +220,11 @@ def test_every_changed_byte_is_noticed(count: int):
 
 def test_older_attempt_is_fenced(stream: LogStore):
     """Once a later attempt has the stream, an earlier one's lines are refused, and the numbers go on."""
-    stream.append(BUILD, 1, entries(2, text="first"))
+    stream.append(BUILD, 1, entries(2, word="first"))
     stream.open_attempt(BUILD, 2)
     with pytest.raises(LogFenced):
-        stream.append(BUILD, 1, entries(1, text="late"))
-    assert stream.append(BUILD, 2, entries(1, text="second")) == 3
+        stream.append(BUILD, 1, entries(1, word="late"))
+    assert stream.append(BUILD, 2, entries(1, word="second")) == 3
     assert texts(read_all(stream)) == ["first 1", "first 2", "second 1"]
 
 
@@ -252,9 +252,9 @@ def test_attempt_that_was_not_opened(store: LogStore):
 def test_repeated_batch(stream: LogStore):
     """A batch that is there already is not added again, and its last number is returned again."""
     stream.append(BUILD, 1, entries(2))
-    assert stream.append(BUILD, 1, entries(3000, text="batch"), batch="b") == 3002
+    assert stream.append(BUILD, 1, entries(3000, word="batch"), batch="b") == 3002
     stream.append(BUILD, 1, entries(1))
-    assert stream.append(BUILD, 1, entries(3000, text="batch"), batch="b") == 3002
+    assert stream.append(BUILD, 1, entries(3000, word="batch"), batch="b") == 3002
     assert stream.heads([BUILD]) == {BUILD: Head(3003, None)}
     assert len(read_all(stream)) == 3003
 
@@ -392,7 +392,7 @@ def test_attempt_fenced_from_another_process(store: LogStore, log_url: str):
         pass
     store.open_attempt(BUILD, 2)
     taken = store.heads([BUILD])[BUILD].lines
-    store.append(BUILD, 2, entries(50, text="2:"))
+    store.append(BUILD, 2, entries(50, word="2:"))
     assert dead.finish() == ["fenced", str(taken)]
     assert texts(read_all(store)) == [f"1: {n}" for n in range(taken)] + [f"2: {n}" for n in range(1, 51)]
 

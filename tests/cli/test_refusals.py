@@ -63,6 +63,7 @@ def test_ports_must_differ(tmp_path: Path) -> None:
     [
         ({"KILN_PACKER": "no-packer"}, "no-packer is not installed: apt-get install packer, or set KILN_PACKER"),
         ({"KILN_EC2": "gcp"}, "KILN_EC2: "),
+        ({"TEMPORAL_ADDRESS": "127.0.0.1:1"}, "Temporal does not answer at 127.0.0.1:1 (TEMPORAL_ADDRESS)"),
         ({"KILN_SECRET_KEY": "short"}, "KILN_SECRET_KEY: must be 32 bytes"),
     ],
 )

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -142,3 +143,13 @@ def test_a_tethered_process_dies_with_its_parent(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     assert eventually(lambda: state_of(int(pid_file.read_text())) in ("", "Z"))
+
+
+def test_hurry_ends_the_patience_of_a_stop_that_waits(supervisor: Supervisor, make: Callable[..., Part]) -> None:
+    """As a second Ctrl-C does."""
+    supervisor.start([make(DEAF, patience=600)], LIMIT)
+    hurry = threading.Timer(0.3, supervisor.hurry)
+    hurry.start()
+    supervisor.stop(["part"])
+    hurry.join()
+    assert supervisor.wait("part", LIMIT) == -signal.SIGKILL

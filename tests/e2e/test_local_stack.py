@@ -14,6 +14,12 @@ from support.stack import KilnUp, run_kiln
 SECRETS_OF_OTHERS = {"AWS_ACCESS_KEY_ID": "AKIAOTHERS", "AWS_SECRET_ACCESS_KEY": "not-for-the-stack"}
 
 
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short path: Packer's sockets, some folders below it, have 107 characters at most (unix(7))."""
+    return tmp_path_factory.mktemp("up") / "h"
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilnUp]:
     """A stack for this file's tests; AWS's credentials lie around in its environment."""
@@ -84,9 +90,8 @@ def test_a_killed_part_is_started_again(up: KilnUp) -> None:
     assert get(up, "/readyz").status_code == 200
 
 
-def test_state_survives_a_restart_and_nothing_is_left_running(tmp_path: Path) -> None:
+def test_state_survives_a_restart_and_nothing_is_left_running(home: Path) -> None:
     """SIGTERM ends all within 30 s with exit code 0; the next start has the builds and makes no new key."""
-    home = tmp_path / "home"
     with KilnUp(home) as first:
         made = run_kiln(home, "build", "--provider", "claude-code", "--follow", KILN_URL=first.api_url)
         assert made.returncode == 0, made.stdout + made.stderr
@@ -105,8 +110,8 @@ def test_state_survives_a_restart_and_nothing_is_left_running(tmp_path: Path) ->
         assert f"{build['image']['ami_id']} (simulated)" in shown
 
 
-def test_a_killed_stack_leaves_nothing_running(tmp_path: Path) -> None:
+def test_a_killed_stack_leaves_nothing_running(home: Path) -> None:
     """SIGKILL to `kiln up` itself: the kernel tells its parts."""
-    with KilnUp(tmp_path / "home") as up:
+    with KilnUp(home) as up:
         up.end(signal.SIGKILL)
         assert eventually(lambda: not up.processes(), 28), "processes are left"

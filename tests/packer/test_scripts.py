@@ -40,6 +40,8 @@ class TestSettings:
             ("EXTRA_PACKAGES", "jq;reboot", "not a Debian package name: 'jq;reboot'"),
             ("EXTRA_PACKAGES", "jq -y", "not a Debian package name: '-y'"),
             ("EXTRA_PACKAGES", "jq,sudo-", "not a Debian package name: 'sudo-'"),
+            ("EXTRA_PACKAGES", "*", "not a Debian package name: '*'"),
+            ("EXTRA_PACKAGES", "jq\nJQ", "not a Debian package name: 'JQ'"),
             ("EXTRA_PACKAGES", "jq=1.6", "not a Debian package name: 'jq=1.6'"),
         ],
     )

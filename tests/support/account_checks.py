@@ -18,7 +18,7 @@ def one_image_and_nothing_else(rig: Rig, before: AccountState, image_id: str, sn
         return left.images == {image_id} and AccountState(images=left.images, snapshots=left.snapshots) == left
 
     assert eventually(cleaned, CLEANUP_SECONDS), f"{rig.account.left_since(before)} instead of {image_id} alone"
-    image = rig.account.ec2.describe_images(ImageIds=[image_id])["Images"][0]
+    image = rig.seen.ec2.describe_images(ImageIds=[image_id])["Images"][0]
     behind = {mapping["Ebs"]["SnapshotId"] for mapping in image["BlockDeviceMappings"] if "Ebs" in mapping}
     assert rig.account.left_since(before).snapshots == behind
     assert len(behind) == snapshots

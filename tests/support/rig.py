@@ -80,7 +80,7 @@ class Rig:
 
     def packers(self, build_id: str | None = None) -> set[int]:
         """The live processes below this stack's directory of runs (of one build, by its variable file)."""
-        runs = str(self.stack.settings.home_dir / "runs").encode()
+        runs = str(self.stack.settings.runs_dir).encode()
         found = set()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and runs in read_proc(int(entry.name), "cmdline"):
@@ -112,6 +112,11 @@ class Rig:
         missing = [name for name in self.names if name not in self.stack.parts]
         if missing:
             self.stack.start_parts(*missing)
+
+    @property
+    def seen(self) -> Account:
+        """The account as EC2 shows it: through the proxy, with its lag and its second snapshots."""
+        return Account(self.proxy.url)
 
     @property
     def names(self) -> tuple[str, ...]:

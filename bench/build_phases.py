@@ -1,0 +1,129 @@
+"""Where a build's time goes, by the clocks of those who did the work: client, catalog, Temporal and log."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from statistics import median
+
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.client import Client
+
+from bench.figures import MeasurementError
+from bench.kiln_build import KilnBuild
+from bench.plain_build import PlainBuild
+from kiln.adapters.logs import LogStore
+from kiln.catalog import builds
+from kiln.catalog.session import Catalog
+from kiln.naming import build_workflow_id
+from kiln.ports import LogLine
+from kiln.settings import Settings
+from kiln.temporal import connected_client
+
+LOG_LINES = 100_000
+MS = 1000
+# A build's moments in their order, and what passes before each of them.
+PHASES = {
+    "row": "the request until its row is in the catalog",
+    "workflow": "until Temporal has the workflow",
+    "claimed": "until the workflow has claimed the build",
+    "builder": "until a builder takes it up",
+    "tool": "until Packer runs: attempt, security group, variables, guard",
+    "last_line": "Packer, until its last line",
+    "built": "until its builder is done: Packer's exit, log, account, lease",
+    "published": "verify and publish",
+    "seen": "until the client sees it, which asks every 25 ms",
+}
+
+Timeline = Mapping[str, float]
+
+
+async def read_timelines(settings: Settings, seen: Sequence[KilnBuild]) -> list[Timeline]:
+    """The moments of each build (s since the epoch), of which `asked` and `answered` are the client's own."""
+    client = await connected_client(settings, "bench")
+    catalog, logs = Catalog(settings.catalog_dsn, pool_size=1), LogStore(settings.logs_dsn)
+    try:
+        return [
+            {
+                "asked": build.asked,
+                **_of_catalog(catalog, build.build_id),
+                **await _of_temporal(client, build.build_id),
+                "last_line": _last_line(logs, build.build_id),
+                "answered": build.answered,
+                "seen": build.seen,
+            }
+            for build in seen
+        ]
+    finally:
+        logs.close()
+        catalog.close()
+
+
+def phase_notes(timelines: Sequence[Timeline], plain: Sequence[PlainBuild]) -> list[str]:
+    """Each phase's median, for people."""
+    moments = ["asked", *PHASES]
+    lines = ["Where a build's time goes (medians):"]
+    for before, moment in itertools.pairwise(moments):
+        spent = median(each[moment] - each[before] for each in timelines)
+        lines.append(f"  {spent * MS:7.0f} ms  {PHASES[moment]}")
+    answered = median(each["answered"] - each["asked"] for each in timelines)
+    until_last = median(run.seconds - run.exit_seconds for run in plain)
+    exiting = median(run.exit_seconds for run in plain)
+    lines.append(f"The client has its answer after {answered * MS:.0f} ms.")
+    lines.append(f"Plain Packer: {until_last * MS:.0f} ms until its last line, {exiting * MS:.0f} ms to exit.")
+    return lines
+
+
+def _of_catalog(catalog: Catalog, build_id: str) -> Timeline:
+    with catalog.read() as session:
+        row = builds.get(session, build_id)
+        if row is None or row.started_at is None or row.completed_at is None:
+            raise MeasurementError(f"the catalog does not know when build {build_id} ran")
+        return {
+            "row": row.created_at.timestamp(),
+            "tool": row.started_at.timestamp(),
+            "published": row.completed_at.timestamp(),
+        }
+
+
+async def _of_temporal(client: Client, build_id: str) -> Timeline:
+    events = [event async for event in client.get_workflow_handle(build_workflow_id(build_id)).fetch_history_events()]
+    scheduled = {
+        event.activity_task_scheduled_event_attributes.activity_type.name: event.event_id
+        for event in events
+        if event.HasField("activity_task_scheduled_event_attributes")
+    }
+    return {
+        "workflow": _time(events[0]),
+        "claimed": _completed(events, scheduled["claim-build"]),
+        "builder": _started(events, scheduled["packer-build"]),
+        "built": _completed(events, scheduled["packer-build"]),
+    }
+
+
+def _started(events: Sequence[HistoryEvent], scheduled_id: int) -> float:
+    return next(
+        _time(event)
+        for event in events
+        if event.HasField("activity_task_started_event_attributes")
+        and event.activity_task_started_event_attributes.scheduled_event_id == scheduled_id
+    )
+
+
+def _completed(events: Sequence[HistoryEvent], scheduled_id: int) -> float:
+    return next(
+        _time(event)
+        for event in events
+        if event.HasField("activity_task_completed_event_attributes")
+        and event.activity_task_completed_event_attributes.scheduled_event_id == scheduled_id
+    )
+
+
+def _time(event: HistoryEvent) -> float:
+    return event.event_time.ToDatetime(UTC).timestamp()
+
+
+def _last_line(logs: LogStore, build_id: str) -> float:
+    """When the tool's last line was read."""
+    lines = [line for line in logs.read(build_id, 0, LOG_LINES) if isinstance(line, LogLine)]
+    times: list[datetime] = [line.time for line in lines if line.stream != "kiln"]
+    return times[-1].timestamp()

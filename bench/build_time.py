@@ -1,0 +1,52 @@
+"""How much longer a build takes through Kiln than by Packer alone."""
+
+import asyncio
+from collections.abc import Callable
+from statistics import median
+
+from bench.build_phases import phase_notes, read_timelines
+from bench.figures import Figure, Result, differences
+from bench.kiln_build import KilnBuild, KilnBuilds
+from bench.place import running_stack
+from bench.plain_build import PlainBuild, PlainBuilds
+
+ROUNDS = 15
+OVERHEAD_GOAL_SECONDS = 0.25
+
+
+def measure() -> Result:
+    """Builds by turns, through Kiln and by plain `packer build`. Raises MeasurementError."""
+    with running_stack() as stack, KilnBuilds(stack) as kiln, PlainBuilds(stack.settings) as plain:
+        kiln.build()  # what is made or read at first use is now
+        plain.build()
+        through_kiln, without = _by_turns(kiln.build, plain.build)
+        timelines = asyncio.run(read_timelines(stack.settings, through_kiln))
+    figure = _figure([build.seconds for build in through_kiln], [build.seconds for build in without])
+    return Result([figure], phase_notes(timelines, without))
+
+
+def _by_turns(
+    kiln: Callable[[], KilnBuild], plain: Callable[[], PlainBuild]
+) -> tuple[list[KilnBuild], list[PlainBuild]]:
+    """Each side is first as often as the other."""
+    through_kiln, without = [], []
+    for number in range(ROUNDS):
+        if number % 2:
+            without.append(plain())
+        through_kiln.append(kiln())
+        if not number % 2:
+            without.append(plain())
+    return through_kiln, without
+
+
+def _figure(kiln: list[float], plain: list[float]) -> Figure:
+    spread = differences(kiln, plain)
+    return Figure(
+        name="a build, from POST to succeeded",
+        kiln=f"{median(kiln):.2f} s",
+        reference=f"{median(plain):.2f} s packer build",
+        compared=f"{spread.middle:+.3f} s ({spread.low:+.3f} to {spread.high:+.3f})",
+        goal=f"<= +{OVERHEAD_GOAL_SECONDS} s",
+        met=spread.middle <= OVERHEAD_GOAL_SECONDS,
+        runs=f"{len(kiln)} x 1",
+    )

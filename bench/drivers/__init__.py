@@ -1,0 +1,1 @@
+"""Programs that carry out the bench's orders in processes of their own (`bench.children`)."""

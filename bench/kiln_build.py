@@ -1,0 +1,98 @@
+"""Builds through Kiln, as a client sees them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from bench.figures import MeasurementError
+from cli.local_stack import LocalStack
+from kiln.catalog import builds
+from kiln.catalog.session import Catalog
+
+BODY = {"provider": "claude-code"}
+POLL_SECONDS = 0.025
+BUILD_SECONDS = 60.0
+# A build begins when the one before has done all its work.
+QUIET_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class KilnBuild:
+    """What the client saw, by the wall clock (s since the epoch): its request, the answer, and `succeeded`."""
+
+    build_id: str
+    asked: float
+    answered: float
+    seen: float
+
+    @property
+    def seconds(self) -> float:
+        return self.seen - self.asked
+
+
+class KilnBuilds:
+    """A client of a stack's API, as a context manager."""
+
+    def __init__(self, stack: LocalStack) -> None:
+        self._http = httpx.Client(
+            base_url=stack.api_url,
+            headers={"X-API-Key": stack.api_key},
+            trust_env=False,
+            timeout=BUILD_SECONDS,
+        )
+        self._catalog = Catalog(stack.settings.catalog_dsn, pool_size=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+        self._catalog.close()
+
+    def build(self) -> KilnBuild:
+        """One build, and the end of its workflow's work. Raises MeasurementError unless it succeeds."""
+        self._http.get("/healthz")  # a connection that is not measured
+        time.sleep(QUIET_SECONDS)
+        asked = time.time()
+        build_id = self.submit()
+        answered = time.time()
+        _wait(lambda: self._has_succeeded(build_id), f"build {build_id} does not succeed")
+        seen = time.time()
+        _wait(lambda: self._is_cleaned_up(build_id), f"build {build_id} is not cleaned up")
+        return KilnBuild(build_id, asked, answered, seen)
+
+    def submit(self) -> str:
+        """The id of a new build."""
+        answer = self._http.post("/api/v1/images/build", json=BODY)
+        return str(_body(answer, httpx.codes.ACCEPTED)["build_id"])
+
+    def _has_succeeded(self, build_id: str) -> bool:
+        build = _body(self._http.get(f"/api/v1/images/builds/{build_id}"), httpx.codes.OK)
+        if build["status"] not in ("queued", "building", "succeeded"):
+            raise MeasurementError(f"build {build_id} {build['status']}: {build['error']}")
+        return bool(build["status"] == "succeeded")
+
+    def _is_cleaned_up(self, build_id: str) -> bool:
+        with self._catalog.read() as session:
+            row = builds.get(session, build_id)
+            return row is not None and row.cleaned_at is not None
+
+
+def _wait(done: Callable[[], bool], problem: str) -> None:
+    deadline = time.monotonic() + BUILD_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise MeasurementError(f"{problem} within {BUILD_SECONDS:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _body(answer: httpx.Response, expected: int) -> dict[str, Any]:
+    if answer.status_code != expected:
+        raise MeasurementError(f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text}")
+    return dict(answer.json())

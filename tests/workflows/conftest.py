@@ -1,0 +1,54 @@
+"""Each test of the workflows has a time-skipping server, a catalog and an EC2 of its own."""
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from support.harness import Harness, copied_catalog, register_search_attributes
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from kiln.catalog.session import Catalog
+
+
+@pytest_asyncio.fixture
+async def environment() -> AsyncIterator[WorkflowEnvironment]:
+    """A Temporal server that skips time while a test waits for a workflow's end.
+
+    One for each test: it never skips again once an activity was cancelled that no worker had taken.
+    """
+    program = str(Path(sys.executable).with_name("temporal-test-server"))
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=program, data_converter=pydantic_data_converter
+    ) as environment:
+        await register_search_attributes(environment.client)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite catalog with its tables, to be copied."""
+    file = tmp_path_factory.mktemp("migrated") / "catalog.db"
+    catalog = Catalog(f"sqlite:///{file}")
+    catalog.migrate()
+    catalog.close()
+    return file
+
+
+@pytest.fixture
+def kiln(environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path) -> Iterator[Harness]:
+    """A Kiln without workers: a test starts those that it needs."""
+    harness = Harness(environment.client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=True)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_errors_of_the_sdk(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A workflow task or an eviction that fails is tried again, and would be seen in the log only."""
+    yield
+    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in errors if record.name.startswith("temporalio.")] == []
