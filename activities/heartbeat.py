@@ -12,7 +12,7 @@ from typing import Self
 from temporalio import activity
 
 from kiln.errors import BuildError, UnavailableError
-from kiln.ports import Ledger, Tool
+from kiln.ports import Ledger, Order, Tool
 
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
 RENEW_INTERVAL = timedelta(seconds=3)
@@ -21,15 +21,17 @@ RENEW_INTERVAL = timedelta(seconds=3)
 class Lease:
     """Holds a build for one attempt while the context is open, and gives it up at its end.
 
-    `lost` is set once the attempt may not go on; `reason` then says why (cancelled, over, another attempt's). When the
+    `asked_at` is the monotonic time before the question that began the attempt. `lost` is set once the attempt may not go on; `reason` then says why (cancelled, over, another attempt's). When the
     catalog does not answer, the tool's guard ends the tool at the lease's end, with or without this process.
     """
 
-    def __init__(self, ledger: Ledger, build_id: str, attempt: int, length: timedelta) -> None:
+    def __init__(self, ledger: Ledger, order: Order, length: timedelta, asked_at: float) -> None:
         self._ledger = ledger
-        self._build_id = build_id
-        self._attempt = attempt
+        self._build_id = order.build_id
+        self._attempt = order.attempt
         self._length = length
+        # Counted from before the question that granted it, so that no tool outlives what the catalog says.
+        self._ends_at = asked_at + length.total_seconds()
         self._tool: Tool | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
@@ -47,10 +49,14 @@ class Lease:
         with contextlib.suppress(UnavailableError):  # then the lease runs out by itself
             await asyncio.to_thread(self._ledger.release, self._build_id, self._attempt)
 
-    async def guard(self, tool: Tool) -> None:
-        """From now on the tool lives no longer than the lease."""
+    @property
+    def remaining(self) -> timedelta:
+        """How long the lease lasts without another renewal."""
+        return timedelta(seconds=max(0.0, self._ends_at - time.monotonic()))
+
+    def guard(self, tool: Tool) -> None:
+        """The tool, started with what remained of the lease, lives on as the lease is renewed."""
         self._tool = tool
-        await self._renew()
 
     async def _keep(self) -> None:
         interval = min(RENEW_INTERVAL, self._length / 4).total_seconds()
@@ -68,9 +74,9 @@ class Lease:
             self.reason = error
             self.lost.set()
             return
+        self._ends_at = asked_at + self._length.total_seconds()
         if self._tool is not None:
-            # Counted from before the question, so that the tool never outlives what the catalog says.
-            await self._tool.renew(self._length.total_seconds() - (time.monotonic() - asked_at))
+            await self._tool.renew(self.remaining.total_seconds())
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,7 @@ from typing import Any
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from kiln.errors import BuildCancelledError, BuildError, BuildOverError, KilnError, UnavailableError
+from kiln.errors import BuildCancelledError, BuildError, BuildOverError, KilnError
 
 CANCELLED_TYPE = "cancelled"
 OVER_TYPE = "over"
@@ -39,6 +39,4 @@ def translate(error: KilnError) -> ApplicationError:
             non_retryable=not error.retryable or error.final,
             next_retry_delay=error.retry_after,
         )
-    return ApplicationError(
-        str(error), type=type(error).__name__, non_retryable=not isinstance(error, UnavailableError)
-    )
+    return ApplicationError(str(error), type=type(error).__name__, non_retryable=not error.retryable)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -65,23 +66,24 @@ class PackerAttempt:
 
     async def run(self) -> BuiltImage:
         """Begins the next attempt, and adopts what an earlier one finished or bakes anew."""
-        order = await self._begin()
+        order, asked_at = await self._begin()
         async with (
-            Lease(self._parts.ledger, order.build_id, order.attempt, self._parts.terms.lease) as lease,
+            Lease(self._parts.ledger, order, self._parts.terms.lease, asked_at) as lease,
             self._parts.logs.writing(order.build_id, order.attempt) as log,
         ):
             adopted = await self._adopt(order, log) if order.attempt > 1 else None
             return adopted or await self._bake(order, lease, log)
 
-    async def _begin(self) -> Order:
-        """The next attempt, once no earlier one's tool can still be at work."""
+    async def _begin(self) -> tuple[Order, float]:
+        """The next attempt, once no earlier one's tool can still be at work; and when it was asked for."""
         while True:
+            asked_at = time.monotonic()
             order = await asyncio.to_thread(
                 self._parts.ledger.begin, self._build.build_id, self._parts.holder, self._parts.terms.lease
             )
             if not isinstance(order, Held):
                 self._number = order.attempt
-                return order
+                return order, asked_at
             self._phase = "waiting for the previous attempt's lease to end"
             await asyncio.sleep(min(order.remaining, POLL).total_seconds() + 0.02)
 
@@ -123,7 +125,7 @@ class PackerAttempt:
         job = await asyncio.to_thread(self._parts.kit.prepare, order, group)
         redactor = Redactor(order.secrets.values())
         try:
-            tool = await self._parts.tools.start(job.argv, job.env, job.cwd, redactor, self._parts.terms.lease)
+            tool = await self._parts.tools.start(job.argv, job.env, job.cwd, redactor, lease.remaining)
             async with tool:
                 ended = await self._watch(order, tool, lease, log, output)
         finally:
@@ -139,7 +141,7 @@ class PackerAttempt:
         self, order: Order, tool: Tool, lease: Lease, log: LogWriting, output: PackerOutput
     ) -> ToolExit | BuildError:
         """The tool's exit, or what came before it: a lost lease, a cancel, the deadline."""
-        await lease.guard(tool)
+        lease.guard(tool)
         limit = self._parts.terms.limit
         deadline = await asyncio.to_thread(self._parts.ledger.tool_started, order.build_id, order.attempt, limit)
         self._phase = "Packer is running"

@@ -11,6 +11,8 @@ CAPACITY_CODE = re.compile(
     r"\b(?:InsufficientInstanceCapacity|InsufficientHostCapacity|InstanceLimitExceeded|VcpuLimitExceeded"
     r"|MaxSpotInstanceCountExceeded|RequestLimitExceeded|Throttling)\b"
 )
+# The AMI that a build starts from: its log names it, and yet it is not the build's to show or to clean up.
+SOURCE_IMAGE = "Found Image ID:"
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ARTIFACT_ID_FIELD = "id"
 PREFIX = re.compile(r"^(?:==>|-->) \S+: *\t?")
@@ -64,7 +66,8 @@ class PackerOutput:
 
     def _said(self, level: str, text: str) -> list[str]:
         text = ANSI.sub("", text)
-        self.ids.update(RESOURCE_ID.findall(text))
+        if SOURCE_IMAGE not in text:
+            self.ids.update(RESOURCE_ID.findall(text))
         told = SCRIPT_ERROR.search(text)
         if told:
             self.script_error = told[1].strip()[:MESSAGE_LENGTH]

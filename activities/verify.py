@@ -7,6 +7,9 @@ from kiln.models import BuildEnd, PublishRequest
 from kiln.naming import BUILD_TAG, resource_tags
 from kiln.ports import Ami, Cloud, Ledger
 
+# EC2 may hide a finished AMI from reads for a while; after about a minute of looking its absence is believed.
+VERIFY_ATTEMPTS = 12
+
 
 class VerifyActivities:
     """Either it commits, and a later cancel changes nothing, or it doesn't."""
@@ -32,10 +35,14 @@ class VerifyActivities:
         image = request.image
         ami = self._cloud.image(image.region, image.image_id)
         if ami is None:
-            raise VerificationFailedError(f"{image.image_id} is not in EC2, though its builder reported it")
+            raise _refused(f"{image.image_id} is not in EC2, though its builder reported it")
         if ami.state != "available":
             reason = f" ({ami.state_reason})" if ami.state_reason else ""
-            raise VerificationFailedError(f"{image.image_id} is {ami.state} in EC2, not available{reason}")
+            raise _refused(f"{image.image_id} is {ami.state} in EC2, not available{reason}")
         if not ami.snapshot_ids:
-            raise VerificationFailedError(f"{image.image_id} has no snapshot behind it")
+            raise _refused(f"{image.image_id} has no snapshot behind it")
         return ami
+
+
+def _refused(problem: str) -> VerificationFailedError:
+    return VerificationFailedError(problem, final=activity.info().attempt >= VERIFY_ATTEMPTS)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -11,7 +10,7 @@ from api import builds, health, machine_images
 from api.deps import Parts
 from api.errors import install_error_handlers
 from api.limits import rate_limit
-from api.machine_requests import MachineBuildRequest
+from api.openapi import describe_bodies
 from kiln import __version__
 from kiln.adapters.log_book import LogReader
 from kiln.adapters.objects import DirectoryStore
@@ -44,7 +43,7 @@ def create_app(parts: Parts) -> FastAPI:
     install_error_handlers(app)
     for module in (machine_images, builds, health):
         app.include_router(module.router)
-    _describe_bodies(app, parts.settings)
+    describe_bodies(app, parts)
     return app
 
 
@@ -78,20 +77,3 @@ async def _make_parts(settings: Settings) -> Parts:
         sealer=sealer,
         build_limit=build_limit,
     )
-
-
-def _describe_bodies(app: FastAPI, settings: Settings) -> None:
-    """Adds to OpenAPI the body that `POST /api/v1/images/build` reads by itself, because it may be anything."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = generate()
-            schema = MachineBuildRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema["properties"]["region"]["enum"] = [*settings.regions, None]
-            document["components"]["schemas"].update(schema.pop("$defs", {}))
-            document["components"]["schemas"]["MachineBuildRequest"] = schema
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ BUILDS_WRITE = "builds:write"
 async def caller(request: Request, parts: Parts) -> Identity:
     """The key's identity. Raises ApiError 401 for a missing, unknown, disabled or expired key."""
     plain = _presented(request)
-    if plain is None:
+    if not plain:
         raise _unauthorized("an API key is needed: Authorization: Bearer …, or X-API-Key")
     known = await run_in_threadpool(_identify, parts, plain)
     if known is None or not known.usable:
@@ -35,12 +35,12 @@ def require(identity: Identity, scope: str) -> None:
         raise ApiError(403, "insufficient_scope", f"the API key lacks the scope {scope}")
 
 
-def _presented(request: Request) -> str | None:
-    """Bearer first, else X-API-Key."""
+def _presented(request: Request) -> str:
+    """Bearer first, also if it is empty, else X-API-Key; "" if there is neither."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials.strip():
+    if scheme.lower() == "bearer":
         return credentials.strip()
-    return request.headers.get("x-api-key") or None
+    return request.headers.get("x-api-key", "")
 
 
 def _identify(parts: Parts, plain: str) -> keys.KnownKey | None:

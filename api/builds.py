@@ -1,14 +1,14 @@
 """The contract kiln: builds of every kind through one lens (`/api/v1/builds`)."""
 
 import asyncio
-import base64
-import binascii
+import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic.config import JsonDict
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -27,6 +27,12 @@ from kiln.errors import BuildNotFoundError, InvalidRequestError
 from kiln.models import BuildKind, BuildStatus
 
 NAMES_LIMIT = 500
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+# The creation of a page's last build in microseconds, and its id.
+CURSOR = re.compile(f"(?P<moment>[0-9]{{16}})-(?P<id>{UUID_TEXT.pattern})")
+CURSOR_SCHEMA: JsonDict = {"pattern": f"^([0-9]{{16}}-{UUID_TEXT.pattern})?$"}
+Cursor = Annotated[str, Query(description="`next_cursor` of the page before", json_schema_extra=CURSOR_SCHEMA)]
 router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCHEMES)
 
 
@@ -40,14 +46,12 @@ router = APIRouter(prefix="/api/v1/builds", tags=["kiln"], dependencies=AUTH_SCH
 async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
     identity: Reader,
     parts: P,
-    kind: Annotated[Name | None, Query(description=f"kinds: {', '.join(BuildKind)}")] = None,
-    status: Annotated[Name | None, Query(description=f"statuses: {', '.join(BuildStatus)}")] = None,
-    image: Annotated[Name | None, Query(description="images, by exact reference, AMI id or digest")] = None,
-    api: Annotated[
-        Name | None, Query(description="contracts through which builds came, such as machine-images")
-    ] = None,
+    kind: Annotated[Name, Query(description=f"kinds: {', '.join(BuildKind)}")] = "",
+    status: Annotated[Name, Query(description=f"statuses: {', '.join(BuildStatus)}")] = "",
+    image: Annotated[Name, Query(description="images, by exact reference, AMI id or digest")] = "",
+    api: Annotated[Name, Query(description="contracts through which builds came, such as machine-images")] = "",
     limit: Annotated[int, Query(ge=1, le=500, description="how many builds at most")] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Cursor = "",
 ) -> dict[str, Any]:
     """Newest first; each filter is one name, or several joined with commas. A build that arrives meanwhile makes no
     duplicate and no gap.
@@ -59,7 +63,7 @@ async def list_builds(  # noqa: PLR0913, PLR0917  the contract's filters
         statuses=_split("status", status),
         images=_split("image", image),
     )
-    after = _decode(cursor) if cursor is not None else None
+    after = _decode(cursor) if cursor else None
     rows = await run_in_threadpool(_page, parts, wanted, limit + 1, after)
     shown = rows[:limit]
     bodies = await _bodies(parts, shown)
@@ -105,7 +109,7 @@ def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     identity: Reader,
     parts: P,
     after: AfterQuery = 0,
-    last_event_id: LastEventId = None,
+    last_event_id: LastEventId = "",
 ) -> Response:
     """Server-sent events, each line numbered; the stream ends with the build."""
     found = _find(parts, identity, build_id_of(build_id))
@@ -134,7 +138,7 @@ def _in(session: Session, identity: Identity, build_id: str) -> BuildWithImage |
     return builds.find(session, identity.organization_id, build_id)
 
 
-def _split(parameter: str, text: str | None) -> list[str] | None:
+def _split(parameter: str, text: str) -> list[str] | None:
     """The names in a comma list; None for no list. Raises InvalidRequestError for more than a query can hold."""
     if not text:
         return None
@@ -145,17 +149,12 @@ def _split(parameter: str, text: str | None) -> list[str] | None:
 
 
 def _encode(row: BuildWithImage) -> str:
-    place = f"{row.build.created_at.isoformat()} {row.build.id}"
-    return base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+    return f"{(row.build.created_at - EPOCH) // MICROSECOND:016d}-{row.build.id}"
 
 
 def _decode(cursor: str) -> tuple[datetime, str]:
-    try:
-        place = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-        moment, build_id = place.split(" ")
-        created_at = datetime.fromisoformat(moment)
-        if created_at.tzinfo is not UTC or not UUID_TEXT.fullmatch(build_id):
-            raise ValueError("no place in the list")
-    except (ValueError, binascii.Error):
-        raise InvalidRequestError("cursor", "must be the next_cursor of an earlier page") from None
-    return created_at, build_id
+    """The place of an earlier page's last build. Raises InvalidRequestError."""
+    place = CURSOR.fullmatch(cursor)
+    if place is None:
+        raise InvalidRequestError("cursor", "must be the next_cursor of an earlier page")
+    return EPOCH + int(place["moment"]) * MICROSECOND, place["id"]

@@ -11,7 +11,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 
 from kiln.errors import (
     BuildNotFoundError,
@@ -120,19 +119,10 @@ def internal() -> ApiError:
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
-def from_http(error: HTTPException, request: Request) -> ApiError:
+def from_http(error: HTTPException) -> ApiError:
     """What the routing itself refuses: unknown paths and methods."""
     code = HTTP_CODES.get(error.status_code, "invalid_request")
-    headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
-    return ApiError(error.status_code, code, HTTPStatus(error.status_code).phrase, headers=headers)
-
-
-def _methods_of(request: Request) -> set[str]:
-    """Every method that the path knows; Starlette names those of its first route only."""
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+    return ApiError(error.status_code, code, HTTPStatus(error.status_code).phrase, headers=error.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -151,8 +141,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return from_validation(error).response()
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return from_http(error, request).response()
+    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        return from_http(error).response()
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:

@@ -29,7 +29,7 @@ log = logging.getLogger("kiln.api")
 
 AfterQuery = Annotated[int, Query(ge=0, le=2**53, description="resume after this line number")]
 LastEventId = Annotated[
-    str | None,
+    str,
     Header(
         alias="Last-Event-ID",
         description="resume after this line number, as browsers send it when they connect again; goes before `after`",
@@ -37,12 +37,21 @@ LastEventId = Annotated[
     ),
 ]
 
+EVENT_SCHEMA = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "of a line, its number; of a gap, that of its last line"},
+        "event": {"enum": ["line", "gap", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 LOG_RESPONSES: dict[int | str, dict[str, object]] = {
     200: {
         "description": "Events `line`, `gap` and, last, `end`; with `Accept: text/plain` the log so far",
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
+                "schema": EVENT_SCHEMA,
                 "example": 'id: 1\nevent: line\ndata: {"line": "==> amazon-ebs.agent: Creating the AMI", '
                 '"time": "2026-03-25T14:31:07Z", "stream": "stdout"}\n\nevent: end\ndata: {"status": "succeeded"}\n\n',
             },
@@ -53,7 +62,7 @@ LOG_RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def log_response(  # noqa: PLR0913, PLR0917  what a request carries
-    request: Request, parts: Parts, build: Build, after: int, last_event_id: str | None, translate: Translate
+    request: Request, parts: Parts, build: Build, after: int, last_event_id: str, translate: Translate
 ) -> Response:
     """The log of a build that the caller may see; blocks a moment.
 
@@ -71,7 +80,7 @@ def log_response(  # noqa: PLR0913, PLR0917  what a request carries
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-def _start(after: int, last_event_id: str | None) -> int:
+def _start(after: int, last_event_id: str) -> int:
     if not last_event_id:
         return after
     if not (last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 17):

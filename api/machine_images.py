@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -55,14 +55,12 @@ IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
 CONTAINER_FIELDS = ("image_name", "source_image", "sourceImage")
 KEPT_SNAPSHOTS = "Kiln-Kept-Snapshots"
 KEPT_SNAPSHOTS_SCHEMA = {"schema": {"type": "string"}, "description": "snapshots that another AMI also uses"}
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        description="makes a repeated POST answer as the first, for a day",
-        json_schema_extra={"pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
-    ),
-]
+IDEMPOTENCY_PARAMETER = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "makes a repeated POST answer as the first, for a day",
+    "schema": {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
+}
 CONTAINERS_OFF = "this server builds machine images only; it serves no container images"
 router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencies=AUTH_SCHEMES)
 
@@ -78,13 +76,14 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
         **either_errors(422, 503),
     },
     openapi_extra={
+        "parameters": [IDEMPOTENCY_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/MachineBuildRequest"}}},
-        }
+        },
     },
 )
-async def build_image(request: Request, parts: P, idempotency_key: IdempotencyKey = None) -> JSONResponse:
+async def build_image(request: Request, parts: P) -> JSONResponse:
     """Bakes an AMI with a coding agent installed. The build is queued; watch it by its id."""
     identity = await _caller_of_either(request, parts)
     raw, body = await json_object(request, parts.settings.max_body_bytes)
@@ -92,8 +91,7 @@ async def build_image(request: Request, parts: P, idempotency_key: IdempotencyKe
         return JSONResponse({"detail": CONTAINERS_OFF}, 422)
     require(identity, BUILDS_WRITE)
     parts.build_limit.check(identity.key_id)
-    _check_idempotency_key(request, idempotency_key)
-    submission = _submission(identity, parts, raw, body, idempotency_key)
+    submission = _submission(identity, parts, raw, body, _idempotency_key(request))
     answer = await submit(parts, submission, lambda build: accepted(build, simulated=parts.settings.simulated))
     return JSONResponse(answer, submission.status_code)
 
@@ -108,11 +106,13 @@ async def _caller_of_either(request: Request, parts: Parts) -> Identity:
         raise from_kiln(error).as_shared() from error
 
 
-def _check_idempotency_key(request: Request, key: str | None) -> None:
-    if len(request.headers.getlist("idempotency-key")) > 1:
+def _idempotency_key(request: Request) -> str | None:
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
         raise InvalidRequestError("Idempotency-Key", "must be sent once")
-    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
+    if keys and not IDEMPOTENCY_KEY.fullmatch(keys[0]):
         raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
+    return keys[0] if keys else None
 
 
 def _submission(
@@ -129,6 +129,12 @@ def _submission(
     return Submission(new=new, status_code=202, body=raw, idempotency_key=idempotency_key)
 
 
+@router.delete("/build", include_in_schema=False)
+def delete_build() -> Response:
+    """`build` is a path of its own, and no AMI's id: it knows no DELETE."""
+    raise HTTPException(405, headers={"Allow": "POST"})
+
+
 @router.get(
     "",
     summary="List machine images",
@@ -139,13 +145,13 @@ def list_images(
     request: Request,
     identity: Reader,
     parts: P,
-    region: Annotated[Name | None, Query(description="only AMIs of this region")] = None,
-    provider: Annotated[Name | None, Query(description="only AMIs with this agent")] = None,
+    region: Annotated[Name, Query(description="only AMIs of this region")] = "",
+    provider: Annotated[Name, Query(description="only AMIs with this agent")] = "",
 ) -> JSONResponse:
     """Every AMI of the organization that exists in EC2, newest first."""
     if "offset" in request.query_params or "limit" in request.query_params:
         return JSONResponse({"detail": CONTAINERS_OFF}, 422)
-    wanted = ImageFilter(identity.organization_id, Api.MACHINE_IMAGES, region, provider)
+    wanted = ImageFilter(identity.organization_id, Api.MACHINE_IMAGES, region or None, provider or None)
     with parts.catalog.read() as session:
         pending = builds.pending_images(session, identity.organization_id, Api.MACHINE_IMAGES)
         finished = images.listing(session, wanted, datetime.now(UTC) - DELETE_PATIENCE)
@@ -197,7 +203,7 @@ def build_log(  # noqa: PLR0913, PLR0917  what a request carries
     identity: Reader,
     parts: P,
     after: AfterQuery = 0,
-    last_event_id: LastEventId = None,
+    last_event_id: LastEventId = "",
 ) -> Response:
     """Server-sent events, each line numbered; the stream ends with the build."""
     with parts.catalog.read() as session:

@@ -20,6 +20,8 @@ TAG_KEY_LENGTH = 128
 TAG_VALUE_LENGTH = 256
 VARIABLES_LIMIT = 100
 VARIABLE_LENGTH = 16 * 1024
+# Variables that a field also sets.
+FIELD_VARIABLES = ("provider", "region", "instance_type")
 # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-types.html: family, generation, size.
 INSTANCE_TYPE = re.compile(r"[a-z][a-z0-9-]{0,15}\.[a-z0-9-]{1,20}")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -51,10 +53,6 @@ class MachineBuildRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={
-            "anyOf": [
-                {"required": [name], "properties": {name: {"type": "string"}}}
-                for name in ("provider", "agent_provider")
-            ],
             "examples": [
                 {"provider": "claude-code"},
                 {

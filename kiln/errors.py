@@ -29,11 +29,15 @@ from kiln.models import ErrorCode
 
 
 class KilnError(Exception):
-    """Root of all errors that Kiln raises on purpose."""
+    """Root of all errors that Kiln raises on purpose. `retryable` says whether the same call may succeed later."""
+
+    retryable: ClassVar[bool] = True
 
 
 class InvalidRequestError(KilnError):
     """A request that cannot be served as it stands. `field` is the name that the caller used."""
+
+    retryable = False
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")

@@ -1,8 +1,11 @@
 """What tests of more than one folder share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+from support.loopback import refusal, refuse_other_hosts
 from support.postgres import postgres_server
 
 
@@ -11,3 +14,10 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server of this session's own; a test makes itself a database on it."""
     with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
         yield url
+
+
+def pytest_configure() -> None:
+    reason = refusal(os.environ)
+    if reason is not None:
+        pytest.exit(reason, returncode=2)
+    refuse_other_hosts()

@@ -32,7 +32,7 @@ class Dispatcher:
             try:
                 await self.round()
             except UnavailableError as error:
-                log.warning("dispatch: %s; trying again", error)
+                log.warning("dispatch: %s (%s); trying again", error, error.__cause__)
             except Exception:
                 log.exception("dispatch failed; trying again")
             await asyncio.sleep(INTERVAL.total_seconds())

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.cleanup import CleanupActivities
@@ -23,16 +23,25 @@ TERMINATED = BuildEnd(
 class KeepHouseWorkflow:
     """A failed round is repeated by the next. It continues as new before its history grows."""
 
+    def __init__(self) -> None:
+        self._faults: list[str] = []
+
     @workflow.run
     async def run(self, terms: HouseTerms) -> None:
         for number in range(terms.round, terms.round + options.ROUNDS_A_RUN):
-            await self._attempt(self._look_after_lost_builds())
-            await self._attempt(workflow.execute_activity_method(HouseActivities.observe_images, **options.house()))
-            if number % terms.rounds_a_sweep == 0:
-                await self._attempt(workflow.execute_activity_method(HouseActivities.sweep, **options.house()))
+            await self._round(sweeps=number % terms.rounds_a_sweep == 0)
             await asyncio.sleep(terms.pause_seconds)
         next_round = (terms.round + options.ROUNDS_A_RUN) % terms.rounds_a_sweep
         workflow.continue_as_new(terms.model_copy(update={"round": next_round}))
+
+    async def _round(self, *, sweeps: bool) -> None:
+        self._faults.clear()
+        await self._attempt(self._look_after_lost_builds())
+        await self._attempt(workflow.execute_activity_method(HouseActivities.observe_images, **options.house()))
+        if sweeps:
+            await self._attempt(workflow.execute_activity_method(HouseActivities.sweep, **options.house()))
+        outcome = f"failed: {'; '.join(self._faults)}" if self._faults else "went well"
+        workflow.set_current_details(f"the last round, until {workflow.now():%H:%M:%SZ}, {outcome}")
 
     async def _look_after_lost_builds(self) -> None:
         report = await workflow.execute_activity_method(HouseActivities.find_lost_builds, **options.house())
@@ -49,7 +58,8 @@ class KeepHouseWorkflow:
     async def _attempt(self, step: Awaitable[object]) -> None:
         try:
             await step
-            workflow.set_current_details(f"last round went well at {workflow.now():%H:%M:%SZ}")
         except ActivityError as error:
-            workflow.set_current_details(f"last round failed at {workflow.now():%H:%M:%SZ}: {error.cause}")
+            if is_cancelled_exception(error):
+                raise
+            self._faults.append(str(error.cause))
             workflow.logger.warning("house-keeping failed; the next round repeats it: %s", error.cause)

@@ -19,10 +19,8 @@ CLOUD_HEARTBEAT: Final = timedelta(seconds=30)
 
 # A catalog that is down comes back: nothing is lost by waiting, and everything by giving up.
 CATALOG_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
-# EC2 may hide a finished AMI from reads for a while; after about a minute its absence is believed.
-VERIFY_RETRY: Final = RetryPolicy(
-    initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10), maximum_attempts=12
-)
+# A catalog or an EC2 that is away must not cost a finished AMI; what is wrong with the AMI itself, the activity decides.
+VERIFY_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=10))
 # A cleanup ends when nothing is left, and not before.
 CLEANUP_RETRY: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
 # House-keeping comes round again anyway.

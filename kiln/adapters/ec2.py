@@ -12,6 +12,7 @@ ec2_networks.py   temporary security groups
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ __all__ = ["CloudRefusedError", "CloudUnavailableError", "Ec2Cloud"]
 
 CALL_TIMEOUT: Final = timedelta(seconds=10)
 CALL_ATTEMPTS: Final = 4
+# Credentials are rotated, and now and then replaced by another account's: whose they are is asked again after a while.
+ACCOUNT_LIFETIME: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Ec2Cloud:
         if simulated != bool(endpoint_url):
             raise ValueError("a simulated EC2 needs an endpoint URL, and AWS takes none")
         self.simulated = simulated
+        self._accounts: dict[str, tuple[str, float]] = {}
         self._clients = Ec2Clients(endpoint_url=endpoint_url, call_timeout=call_timeout, attempts=attempts)
 
     def warm_up(self, region: str) -> None:
@@ -173,7 +177,12 @@ class Ec2Cloud:
             return there.remover.remove(resource)
 
     def _account_of(self, region: str) -> str:
-        return self._clients.sts(region).get_caller_identity()["Account"]
+        known = self._accounts.get(region)
+        if known is None or known[1] < time.monotonic():
+            account = self._clients.sts(region).get_caller_identity()["Account"]
+            known = (account, time.monotonic() + ACCOUNT_LIFETIME.total_seconds())
+            self._accounts[region] = known
+        return known[0]
 
     @contextmanager
     def _in(self, region: str) -> Iterator[_Region]:

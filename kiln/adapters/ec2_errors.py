@@ -79,6 +79,8 @@ class CloudUnavailableError(UnavailableError):
 class CloudRefusedError(KilnError):
     """EC2 or STS refuses the call: no or wrong credentials, no permission, a wrong parameter. `code` is AWS's own."""
 
+    retryable = False
+
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code

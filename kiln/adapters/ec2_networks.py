@@ -12,6 +12,7 @@ from kiln.ports import SecurityGroupRequest
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import (
+        CreateSecurityGroupRequestTypeDef,
         FilterTypeDef,
         IpPermissionTypeDef,
         TagSpecificationTypeDef,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         WaiterConfigTypeDef,
     )
 
+_NO_DEFAULT_VPC: Final = "VPCIdNotSpecified"
 _SSH_PORT: Final = 22
 _DESCRIPTION: Final = "Temporary security group of a Kiln build"
 # EC2's reads lag behind its writes, and Packer gives up at once on a group that it cannot see.
@@ -38,7 +40,8 @@ class SecurityGroups:
         Raises CloudRefusedError if there is no default VPC, CloudUnavailableError while EC2 does not show a group
         yet that it has just made.
         """
-        vpc_id = self._vpc_of(request.subnet_id) if request.subnet_id else self._default_vpc()
+        # Without a VPC, EC2 itself takes the default one.
+        vpc_id = self._vpc_of(request.subnet_id) if request.subnet_id else None
         group_id = self._created(request, vpc_id) or self._found(request.name, vpc_id)
         if request.ssh_cidr:
             self._allow_ssh(group_id, request.ssh_cidr)
@@ -47,33 +50,32 @@ class SecurityGroups:
     def _vpc_of(self, subnet_id: str) -> str:
         return self._ec2.describe_subnets(SubnetIds=[subnet_id])["Subnets"][0]["VpcId"]
 
-    def _default_vpc(self) -> str:
-        answer = self._ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])
-        if not answer["Vpcs"]:
-            message = f"{self._region} has no default VPC: name a subnet for builds"
-            raise CloudRefusedError(message, code="VPCIdNotSpecified")
-        return answer["Vpcs"][0]["VpcId"]
-
-    def _created(self, request: SecurityGroupRequest, vpc_id: str) -> str | None:
+    def _created(self, request: SecurityGroupRequest, vpc_id: str | None) -> str | None:
         """The new group's id; None if the VPC has one of this name."""
         tags: list[TagTypeDef] = [{"Key": key, "Value": value} for key, value in request.tags.items()]
         tagged: list[TagSpecificationTypeDef] = [{"ResourceType": "security-group", "Tags": tags}] if tags else []
+        wanted: CreateSecurityGroupRequestTypeDef = {
+            "GroupName": request.name,
+            "Description": _DESCRIPTION,
+            "TagSpecifications": tagged,
+        }
         try:
-            answer = self._ec2.create_security_group(
-                GroupName=request.name, Description=_DESCRIPTION, VpcId=vpc_id, TagSpecifications=tagged
-            )
+            answer = self._ec2.create_security_group(**wanted, **({"VpcId": vpc_id} if vpc_id else {}))
         except ClientError as error:
+            if code_of(error) == _NO_DEFAULT_VPC:
+                message = f"{self._region} has no default VPC: name a subnet for builds (KILN_SUBNET_ID)"
+                raise CloudRefusedError(message, code=_NO_DEFAULT_VPC) from None
             if code_of(error) != "InvalidGroup.Duplicate":
                 raise
             return None
         self._ec2.get_waiter("security_group_exists").wait(GroupIds=[answer["GroupId"]], WaiterConfig=_VISIBLE)
         return answer["GroupId"]
 
-    def _found(self, name: str, vpc_id: str) -> str:
-        filters: list[FilterTypeDef] = [
-            {"Name": "group-name", "Values": [name]},
-            {"Name": "vpc-id", "Values": [vpc_id]},
-        ]
+    def _found(self, name: str, vpc_id: str | None) -> str:
+        # The name ends in build and attempt: no other VPC has one of this name.
+        filters: list[FilterTypeDef] = [{"Name": "group-name", "Values": [name]}]
+        if vpc_id is not None:
+            filters.append({"Name": "vpc-id", "Values": [vpc_id]})
         groups = self._ec2.describe_security_groups(Filters=filters)["SecurityGroups"]
         if not groups:
             raise CloudUnavailableError(f"EC2 in {self._region} does not show security group {name} yet")

@@ -1,12 +1,18 @@
-"""Every test of the log store runs on SQLite and on PostgreSQL, on a database of its own."""
+"""What the adapters' tests share. Every test of the log store runs on SQLite and on PostgreSQL."""
 
+import os
+import signal
+import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.rows import fresh_database
 
 from kiln.adapters.logs import LogStore
+from support.processes import marked
+from support.rows import fresh_database
+from support.tools import Tools
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -26,3 +32,18 @@ def store(log_url: str) -> Iterator[LogStore]:
     store.create()
     yield store
     store.close()
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A mark for this test's tools; whatever still carries it at the end is killed."""
+    mark = uuid.uuid4().hex
+    yield mark
+    for pid in marked(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, mark: str) -> Tools:
+    return Tools(tmp_path, mark)

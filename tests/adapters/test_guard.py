@@ -6,16 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import MARK, children_of, eventually, marked, state_of
 
 from kiln.adapters import guard
+from support.processes import MARK, children_of, eventually, marked, state_of
 
 KILLED = {"code": None, "signal": signal.SIGKILL}
 
@@ -65,18 +63,10 @@ def message(**words: object) -> bytes:
 
 
 @pytest.fixture
-def mark() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
 def worker(tmp_path: Path, mark: str) -> Iterator[Worker]:
     worker = Worker(tmp_path, mark)
     yield worker
     worker.end()
-    for pid in marked(mark):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_exit(worker: Worker, tmp_path: Path):

@@ -7,12 +7,12 @@ from contextlib import aclosing
 
 import pytest
 from sqlalchemy.exc import ProgrammingError
-from support.logs import START, entries, numbers, outage, texts
 
 from kiln.adapters.log_tail import LogTail
 from kiln.adapters.log_writer import LogWriter
 from kiln.adapters.logs import Gap, Head, LogLine, LogStore
 from kiln.ports import End
+from support.logs import START, entries, numbers, outage, texts
 
 BUILD = "build-1"
 Item = LogLine | Gap | End

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from support.logs import START, cut_connections, engine, outage, texts
 
 from kiln.adapters.log_writer import LogWriter, WriterTerms
 from kiln.adapters.logs import Head, LogFenced, LogLine, LogStore
 from kiln.errors import UnavailableError
+from support.logs import START, cut_connections, engine, outage, texts
 
 BUILD = "build-1"
 NEVER = timedelta(minutes=10)
@@ -240,6 +240,30 @@ async def test_close_without_store(stream: LogStore, log_url: str):
         await log.write("stdout", "lost")
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(log.aclose(), 10)
+
+
+class LossyStore(LogStore):
+    """A log store whose first answers are lost on their way back, after the lines are written."""
+
+    losses = 3
+
+    def append(self, *arguments: Any, **options: Any) -> int:
+        last = super().append(*arguments, **options)
+        if self.losses:
+            self.losses -= 1
+            raise UnavailableError("the answer was lost")
+        return last
+
+
+async def test_lost_answer(log_url: str):
+    """A batch whose answer was lost is not written again."""
+    store = LossyStore(log_url)
+    store.create()
+    store.open_attempt(BUILD, 1)
+    async with writer_of(store) as log:
+        await _write_many(log, 10)
+    assert texts(lines_of(store)) == [f"line {number}" for number in range(10)]
+    store.close()
 
 
 @pytest.mark.parametrize("log_url", ["postgresql"], indirect=True)

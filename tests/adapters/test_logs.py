@@ -1,9 +1,6 @@
 """The log store: lines in order, numbered without a gap, each attempt fenced by the next."""
 
 import random
-import subprocess
-import sys
-import textwrap
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,45 +8,14 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
-from support.logs import START, engine, entries, numbers, texts
 
 from kiln.adapters.log_payload import CorruptPayloadError, decode, encode
 from kiln.adapters.logs import Gap, Head, LogFenced, LogLine, LogSchemaError, LogStore
 from kiln.errors import UnavailableError
+from support.logs import START, engine, entries, numbers, read_all, texts
 
 BUILD = "build-1"
 ALL = 1_000_000
-
-APPEND = """
-    import sys
-    from datetime import UTC, datetime
-    from kiln.adapters.logs import LogFenced, LogStore
-
-    url, build, attempt, count, action = sys.argv[1:]
-    store = LogStore(url)
-    store.create()
-    if action == "open":
-        store.open_attempt(build, int(attempt))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    written = 0
-    try:
-        for number in range(int(count)):
-            store.append(build, int(attempt), [(datetime.now(UTC), "stdout", f"{attempt}: {number}")])
-            written += 1
-    except LogFenced:
-        print("fenced", flush=True)
-    print(written, flush=True)
-    store.close()
-"""
-
-
-def read_all(store: LogStore, build_id: str = BUILD, *, limit: int = 1000) -> list[LogLine | Gap]:
-    """What page after page gives."""
-    found: list[LogLine | Gap] = []
-    while page := store.read(build_id, numbers(found)[-1] if found else 0, limit):
-        found += page
-    return found
 
 
 @pytest.fixture
@@ -101,7 +67,7 @@ def test_times_are_utc(stream: LogStore):
 def test_numbers_without_a_gap(stream: LogStore):
     """Lines are numbered from 1 without a gap over all appends, and each append returns its last number."""
     assert [stream.append(BUILD, 1, entries(count)) for count in (1, 5, 2500, 1)] == [1, 6, 2506, 2507]
-    assert numbers(read_all(stream)) == list(range(1, 2508))
+    assert numbers(read_all(stream, BUILD)) == list(range(1, 2508))
 
 
 def test_builds_are_apart(stream: LogStore):
@@ -109,13 +75,16 @@ def test_builds_are_apart(stream: LogStore):
     stream.open_attempt("build-2", 1)
     stream.append(BUILD, 1, entries(3, word="a"))
     stream.append("build-2", 1, entries(2, word="b"))
-    assert (texts(read_all(stream)), texts(read_all(stream, "build-2"))) == (["a 1", "a 2", "a 3"], ["b 1", "b 2"])
+    assert (texts(read_all(stream, BUILD)), texts(read_all(stream, "build-2"))) == (
+        ["a 1", "a 2", "a 3"],
+        ["b 1", "b 2"],
+    )
 
 
 def test_nothing_to_append(stream: LogStore):
     """An append of nothing changes nothing."""
     stream.append(BUILD, 1, entries(2))
-    assert (stream.append(BUILD, 1, []), len(read_all(stream))) == (2, 2)
+    assert (stream.append(BUILD, 1, []), len(read_all(stream, BUILD))) == (2, 2)
 
 
 def test_unknown_stream_name(stream: LogStore):
@@ -128,7 +97,7 @@ def test_unknown_stream_name(stream: LogStore):
 def test_hundred_thousand_lines(stream: LogStore):
     """100,000 lines in one append come back in order, in pages of bounded size."""
     stream.append(BUILD, 1, entries(100_000))
-    found = read_all(stream)
+    found = read_all(stream, BUILD)
     assert texts(found) == [f"line {number}" for number in range(1, 100_001)]
 
 
@@ -136,7 +105,7 @@ def test_pages_are_bounded(stream: LogStore):
     """A page has no more items than asked for, and stops at about a megabyte, but never before its first line."""
     stream.append(BUILD, 1, [(START, "stdout", "x" * 700_000)] * 5)
     assert [len(stream.read(BUILD, 0, limit)) for limit in (1, 2, 5)] == [1, 2, 2]
-    assert numbers(read_all(stream)) == [1, 2, 3, 4, 5]
+    assert numbers(read_all(stream, BUILD)) == [1, 2, 3, 4, 5]
 
 
 def test_nothing_beyond_the_end(stream: LogStore):
@@ -196,7 +165,7 @@ def test_all_chunks_missing(stream: LogStore, database: Engine):
     """A stream without any of its chunks is one gap."""
     stream.append(BUILD, 1, entries(7))
     damage(database, "DELETE FROM chunks")
-    assert read_all(stream) == [Gap(1, 7, "these lines are missing from the log store")]
+    assert read_all(stream, BUILD) == [Gap(1, 7, "these lines are missing from the log store")]
 
 
 def test_resume_within_a_gap(three_chunks: LogStore, database: Engine):
@@ -225,7 +194,7 @@ def test_older_attempt_is_fenced(stream: LogStore):
     with pytest.raises(LogFenced):
         stream.append(BUILD, 1, entries(1, word="late"))
     assert stream.append(BUILD, 2, entries(1, word="second")) == 3
-    assert texts(read_all(stream)) == ["first 1", "first 2", "second 1"]
+    assert texts(read_all(stream, BUILD)) == ["first 1", "first 2", "second 1"]
 
 
 def test_older_attempt_cannot_come_back(stream: LogStore):
@@ -256,7 +225,7 @@ def test_repeated_batch(stream: LogStore):
     stream.append(BUILD, 1, entries(1))
     assert stream.append(BUILD, 1, entries(3000, word="batch"), batch="b") == 3002
     assert stream.heads([BUILD]) == {BUILD: Head(3003, None)}
-    assert len(read_all(stream)) == 3003
+    assert len(read_all(stream, BUILD)) == 3003
 
 
 # Ends
@@ -271,7 +240,7 @@ def test_end(stream: LogStore):
         stream.append(BUILD, 1, entries(1))
     with pytest.raises(LogFenced):
         stream.open_attempt(BUILD, 2)
-    assert (stream.heads([BUILD]), len(read_all(stream))) == ({BUILD: Head(2, "succeeded")}, 2)
+    assert (stream.heads([BUILD]), len(read_all(stream, BUILD))) == ({BUILD: Head(2, "succeeded")}, 2)
 
 
 def test_end_of_what_never_began(store: LogStore):
@@ -295,7 +264,7 @@ def test_delete(stream: LogStore):
     stream.append("build-2", 1, entries(1))
     stream.append(BUILD, 1, entries(2))
     stream.delete(BUILD)
-    assert (stream.heads([BUILD, "build-2"]), read_all(stream)) == ({"build-2": Head(1, None)}, [])
+    assert (stream.heads([BUILD, "build-2"]), read_all(stream, BUILD)) == ({"build-2": Head(1, None)}, [])
 
 
 # The store as a whole
@@ -306,7 +275,7 @@ def test_create_twice(stream: LogStore, log_url: str):
     stream.append(BUILD, 1, entries(1))
     other = LogStore(log_url)
     other.create()
-    assert texts(read_all(other)) == ["line 1"]
+    assert texts(read_all(other, BUILD)) == ["line 1"]
     other.close()
 
 
@@ -334,67 +303,6 @@ def test_store_out_of_reach(tmp_path: Path):
             with pytest.raises(UnavailableError):
                 question()
         store.close()
-
-
-# Several processes
-
-
-class Appender:
-    """A process that appends lines one by one, once it is told to begin."""
-
-    def __init__(self, url: str, build_id: str, attempt: int, count: int, action: str = "open") -> None:
-        argv = [sys.executable, "-c", textwrap.dedent(APPEND), url, build_id, str(attempt), str(count), action]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(argv, cwd=Path(__file__).parents[2], stdin=pipe, stdout=pipe, text=True)
-
-    def wait_until_ready(self) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def begin(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def finish(self) -> list[str]:
-        """What it said: `fenced` if it was, and how many lines it wrote."""
-        said, _ = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-        return said.split()
-
-
-def test_two_processes_create_at_once(log_url: str):
-    """Processes that make the tables at the same time do not get into each other's way."""
-    appenders = [Appender(log_url, f"build-{number}", 1, 1) for number in range(4)]
-    for appender in appenders:
-        appender.begin()
-    assert [appender.finish() for appender in appenders] == [["ready", "1"]] * 4
-
-
-def test_two_processes_write_at_once(store: LogStore, log_url: str):
-    """Two processes that write different builds to one store lose nothing and mix nothing."""
-    appenders = [Appender(log_url, f"build-{number}", 1, 300) for number in (1, 2)]
-    for appender in appenders:
-        appender.wait_until_ready()
-    for appender in appenders:
-        appender.begin()
-    assert [appender.finish() for appender in appenders] == [["300"], ["300"]]
-    for number in (1, 2):
-        assert texts(read_all(store, f"build-{number}")) == [f"1: {line}" for line in range(300)]
-
-
-def test_attempt_fenced_from_another_process(store: LogStore, log_url: str):
-    """An attempt in one process is fenced by the next one in another while it writes: all of it comes before."""
-    dead = Appender(log_url, BUILD, 1, ALL)
-    dead.wait_until_ready()
-    dead.begin()
-    while store.heads([BUILD])[BUILD].lines < 20:
-        pass
-    store.open_attempt(BUILD, 2)
-    taken = store.heads([BUILD])[BUILD].lines
-    store.append(BUILD, 2, entries(50, word="2:"))
-    assert dead.finish() == ["fenced", str(taken)]
-    assert texts(read_all(store)) == [f"1: {n}" for n in range(taken)] + [f"2: {n}" for n in range(1, 51)]
 
 
 def test_now_has_a_zone():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from support.api_server import RunningApi, settings_for
 from support.dev_temporal import DevTemporal, running_temporal
 from support.rows import fresh_database

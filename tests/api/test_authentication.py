@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from support.api_server import RunningApi
-from support.tenants import Tenant, error, shared_error
 
 from kiln.catalog import keys
+from support.api_server import RunningApi
+from support.tenants import Tenant, error, shared_error
 
 NO_KEY = "an API key is needed: Authorization: Bearer …, or X-API-Key"
 BAD_KEY = "the API key is not known, or no longer usable"
@@ -91,6 +91,7 @@ def test_a_bearer_token_goes_before_x_api_key(tenant: Tenant, path: str) -> None
     good, bad = f"Bearer {tenant.key}", f"Bearer {UNKNOWN}"
     assert call(tenant.api, "GET", path, Authorization=good, X_API_Key=UNKNOWN).status_code == 200
     assert call(tenant.api, "GET", path, Authorization=bad, X_API_Key=tenant.key).status_code == 401
+    assert call(tenant.api, "GET", path, Authorization="Bearer", X_API_Key=tenant.key).status_code == 401
 
 
 def test_another_scheme_leaves_it_to_x_api_key(tenant: Tenant) -> None:

@@ -7,20 +7,27 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
-from support.dev_temporal import DevTemporal
-from support.rows import new_ami_id
-from support.tenants import Tenant, error, on_both_databases
 
 from kiln.catalog import attempts
 from kiln.catalog.tables import Build
 from kiln.models import BuildKind, BuildRef
 from kiln.naming import build_workflow_id
+from support.dev_temporal import DevTemporal
+from support.rows import new_ami_id
+from support.tenants import Tenant, error, on_both_databases
 from workflows.start import start_build
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 NOT_FOUND = error("build_not_found", "no build of this organization has this id")
 BAD_ID = error("invalid_request", "build_id: must be a UUID")
-BAD_IDS = ["1", "not-a-uuid", "550e8400e29b41d4a716446655440000", "{550e8400-e29b-41d4-a716-446655440000}", "%00", "%ff"]
+BAD_IDS = [
+    "1",
+    "not-a-uuid",
+    "550e8400e29b41d4a716446655440000",
+    "{550e8400-e29b-41d4-a716-446655440000}",
+    "%00",
+    "%ff",
+]
 
 pytestmark = on_both_databases
 

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 from sqlalchemy import func, select, update
-from support.parallel import Pending, in_parallel
-from support.tenants import Tenant, error, on_both_databases, row_counts
 
 from kiln.catalog.tables import Build, IdempotencyKey
+from support.parallel import Pending, in_parallel
+from support.tenants import Tenant, error, on_both_databases, row_counts
 
 PATH = "/api/v1/images/build"
 KEY = "9f8b3c6e-1"

@@ -10,16 +10,16 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import update
-from support.dev_temporal import DevTemporal
-from support.parallel import Pending
-from support.processes import eventually
-from support.rows import new_ami_id, rewrite
-from support.tenants import Tenant, error, on_both_databases
 
 from api import machine_images
 from kiln.catalog import images
 from kiln.catalog.tables import Image
 from kiln.naming import delete_workflow_id
+from support.dev_temporal import DevTemporal
+from support.parallel import Pending
+from support.processes import eventually
+from support.rows import new_ami_id, rewrite
+from support.tenants import Tenant, error, on_both_databases
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 NOT_FOUND = error("image_not_found", "no image of this organization has this id")
@@ -128,6 +128,12 @@ def test_filters(tenant: Tenant) -> None:
     assert ids(listed(tenant, provider="gemini")) == [third]
     assert ids(listed(tenant, provider="codex", region="eu-central-1")) == [second]
     assert listed(tenant, provider="nobody") == listed(tenant, region="mars-1") == []
+
+
+def test_an_empty_filter_is_none(tenant: Tenant) -> None:
+    """What a form leaves empty narrows nothing."""
+    tenant.succeeded()
+    assert len(listed(tenant, region="", provider="")) == 1
 
 
 def test_unknown_query_parameters_are_ignored(tenant: Tenant) -> None:
@@ -260,7 +266,9 @@ def test_what_is_not_the_organizations_own_is_a_404(tenant: Tenant, neighbour: T
     assert neighbour.image_of(foreign).status == images.AVAILABLE
 
 
-@pytest.mark.parametrize("bad", ["x", "snap-0abcdef1234567890", "ami-", "ami-%00", "ami-%C3%BC", str(uuid.UUID(int=1)), "ami-" + "a" * 5000])
+@pytest.mark.parametrize(
+    "bad", ["x", "snap-0abcdef1234567890", "ami-", "ami-%00", "ami-%C3%BC", str(uuid.UUID(int=1)), "ami-" + "a" * 5000]
+)
 def test_a_malformed_id_is_a_422(tenant: Tenant, bad: str) -> None:
     """What cannot be an AMI's id is the caller's mistake."""
     answer = delete(tenant, bad)

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import delete
+
+from api import log_stream
+from kiln.adapters.log_database import chunks
 from support.api_server import RunningApi, settings_for
 from support.dev_temporal import DevTemporal
 from support.parallel import Pending
 from support.tenants import Tenant, error
-
-from api import log_stream
-from kiln.adapters.log_database import chunks
 
 MACHINE, KILN = "/api/v1/images/builds", "/api/v1/builds"
 BOTH = pytest.mark.parametrize("base", [MACHINE, KILN])

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from kiln.catalog import workers
+from kiln.catalog.workers import Presence
 from support.api_server import RunningApi, settings_for
 from support.dev_temporal import DevTemporal
 from support.rows import fresh_database
 from support.tenants import Tenant, error, shared_error
-
-from kiln.catalog import workers
-from kiln.catalog.workers import Presence
 
 BUILD_ID = "550e8400-e29b-41d4-a716-446655440000"
 NO_CATALOG = "the catalog does not answer: OperationalError"

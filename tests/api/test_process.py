@@ -12,14 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.ports import free_ports
-from support.processes import eventually
-from support.rows import add_build, add_organization
 
 from kiln.catalog import keys
 from kiln.catalog.session import Catalog
 from kiln.sealing import Sealer
 from kiln.settings import PROJECT_ROOT
+from support.ports import free_ports
+from support.processes import eventually
+from support.rows import add_build, add_organization
 
 EXIT_SECONDS = 30
 FOREIGN = ("KILN_", "TEMPORAL_")

@@ -8,10 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support.api_server import RunningApi, settings_for
-from support.dev_temporal import DevTemporal, running_temporal
-from support.processes import eventually
-from support.tenants import Tenant
 from temporalio import activity
 from temporalio.worker import Worker
 
@@ -22,6 +18,10 @@ from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.workers import Presence
 from kiln.models import BuilderReport, BuildRef, BuiltImage, Claim
 from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, build_workflow_id
+from support.api_server import RunningApi, settings_for
+from support.dev_temporal import DevTemporal, running_temporal
+from support.processes import eventually
+from support.tenants import Tenant
 from workflows.build_image import BuildImageWorkflow
 from workflows.runner import WORKFLOWS, workflow_runner
 
@@ -136,7 +136,9 @@ def test_what_a_builder_does(tenant: Tenant, served: tuple[RunningApi, DevTempor
     """The workflow's word for it, and the last line that the tool printed."""
     build_id = tenant.submit().json()["build_id"]
     with serving(served[1], PACKER_QUEUE, [a_builder]):
-        assert eventually(lambda: (progress(tenant, build_id)["last_line"], progress(tenant, build_id)["attempt"]) == (LAST_LINE, 1))
+        assert eventually(
+            lambda: (progress(tenant, build_id)["last_line"], progress(tenant, build_id)["attempt"]) == (LAST_LINE, 1)
+        )
         found = progress(tenant, build_id)
         assert (found["phase"], found["detail"]) == ("building", "Packer is running (attempt 1)")
         # The worker stops at once: its activity would wait for a cleanup that nobody carries out here.

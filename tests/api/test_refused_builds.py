@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from kiln.naming import build_workflow_id
 from support.dev_temporal import DevTemporal
 from support.processes import eventually
 from support.tenants import Tenant, error, row_counts, shared_error
-
-from kiln.naming import build_workflow_id
 
 PATH = "/api/v1/images/build"
 LIMIT = 1024 * 1024
@@ -73,11 +73,14 @@ def test_what_is_no_json_object_is_a_422_in_both_shapes(tenant: Tenant, raw: byt
     assert (answer.status_code, answer.json()) == (422, expected)
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "json", "", "x" * 3000])
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "json", "", "x" * 3000],
+)
 def test_another_media_type_is_a_415_in_both_shapes(tenant: Tenant, media_type: str) -> None:
     """Only JSON is read."""
     answer = tenant.http.post(PATH, content=b'{"provider": "codex"}', headers={"Content-Type": media_type})
-    shown = media_type.split(";")[0][:100]
+    shown = media_type.split(";", maxsplit=1)[0][:100]
     message = f"Content-Type: must be application/json, not {shown}"
     assert (answer.status_code, answer.json()) == (415, shared_error("unsupported_media_type", message))
 
@@ -183,7 +186,9 @@ def test_a_field_that_cannot_be_served_is_a_422_that_names_it(tenant: Tenant, bo
         ),
     ],
 )
-def test_a_template_that_is_not_served_is_a_422_that_names_it(tenant: Tenant, fields: dict[str, Any], message: str) -> None:
+def test_a_template_that_is_not_served_is_a_422_that_names_it(
+    tenant: Tenant, fields: dict[str, Any], message: str
+) -> None:
     """A template runs code on the worker, so the refusal also says what the operator can do."""
     assert refused(tenant, {"provider": "codex", **fields}) == (422, error("invalid_request", message))
 

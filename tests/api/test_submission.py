@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from support.api_server import RunningApi, settings_for
-from support.dev_temporal import DevTemporal
-from support.tenants import Tenant
 
 from kiln.models import BuildRef
 from kiln.naming import build_workflow_id
+from support.api_server import RunningApi, settings_for
+from support.dev_temporal import DevTemporal
+from support.tenants import Tenant
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -132,7 +132,9 @@ def test_a_secret_variable_is_kept_apart(tenant: Tenant) -> None:
     assert tenant.api.parts.sealer.open(row.secrets) == {"npm_token": "s3cr3t-value"}
 
 
-@pytest.mark.parametrize("media_type", ["application/json", "Application/JSON; charset=utf-8", "application/merge+json"])
+@pytest.mark.parametrize(
+    "media_type", ["application/json", "Application/JSON; charset=utf-8", "application/merge+json"]
+)
 def test_media_types_of_json(tenant: Tenant, media_type: str) -> None:
     """JSON by any of its names is read."""
     headers = {"Content-Type": media_type}
@@ -164,7 +166,9 @@ def test_the_workflow_is_started(tenant: Tenant, temporal: DevTemporal) -> None:
     assert "s3cr3t-value" not in history.to_json()
 
 
-def test_region_and_instance_type_of_the_settings(tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal) -> None:
+def test_region_and_instance_type_of_the_settings(
+    tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal
+) -> None:
     """What the operator configures is what a request leaves out."""
     home = tmp_path_factory.mktemp("frankfurt")
     settings = settings_for(home, temporal.port, regions=("eu-central-1", "us-east-1"), instance_type="c7g.large")
@@ -175,7 +179,9 @@ def test_region_and_instance_type_of_the_settings(tmp_path_factory: pytest.TempP
         tenant.close()
 
 
-def test_builds_on_aws_are_not_called_simulated(tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal) -> None:
+def test_builds_on_aws_are_not_called_simulated(
+    tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal
+) -> None:
     """Against real EC2 no answer speaks of simulation."""
     with RunningApi(settings_for(tmp_path_factory.mktemp("aws"), temporal.port, ec2="aws")) as api:
         tenant = Tenant(api)

@@ -5,16 +5,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
+
+from api import machine_images
+from kiln.catalog import attempts, images
 from support.api_server import RunningApi, settings_for
 from support.ports import free_ports
 from support.rows import new_ami_id
 from support.tenants import Tenant
-
-from api import machine_images
-from kiln.catalog import attempts, images
 
 # A second's patience for the call, and a little for everything else.
 PROMPT_SECONDS = 2.5

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.rows import add_organization, empty_tables, fresh_database
 
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.models import Claim
 from kiln.sealing import Sealer
+from support.rows import add_organization, empty_tables, fresh_database
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from support.rows import ACCOUNT, LEASE, NO_LEASE, add_build, build_row, request_cancel
 
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
@@ -11,6 +10,7 @@ from kiln.errors import AttemptLostError, BuildCancelledError, BuildNotFoundErro
 from kiln.models import BuildEnd, BuildStatus
 from kiln.ports import Held, Order
 from kiln.sealing import Sealer
+from support.rows import ACCOUNT, LEASE, NO_LEASE, add_build, build_row, request_cancel
 
 UNKNOWN = "5e1f4c4e-0000-4000-8000-000000000000"
 CANCELLED = BuildEnd(status=BuildStatus.CANCELLED)
@@ -87,6 +87,12 @@ class TestBegin:
         begin(ledger, build)
         ledger.release(build, 1)
         assert begin(ledger, build).attempt == 2
+
+    def test_a_successor_knows_whether_its_predecessor_was_lost(self, ledger: CatalogLedger, build: str) -> None:
+        """Who let the lease run out was lost; who gave the build up, and the first attempt's nobody, were not."""
+        lost = [begin(ledger, build, NO_LEASE).predecessor_lost, begin(ledger, build).predecessor_lost]
+        ledger.release(build, 2)
+        assert [*lost, begin(ledger, build).predecessor_lost] == [False, True, False]
 
     def test_a_cancel_refuses_it(self, ledger: CatalogLedger, catalog: Catalog, build: str) -> None:
         """No attempt begins on a build whose cancellation was asked for."""

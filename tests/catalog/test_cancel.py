@@ -1,12 +1,11 @@
 """What a request for a build's cancellation does to its row."""
 
-from support.rows import LEASE, add_build, build_row, ref, request_cancel
-
 from kiln.catalog.builds import shown_status
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.models import BuildEnd, BuildStatus
 from kiln.sealing import Sealer
+from support.rows import LEASE, add_build, build_row, ref, request_cancel
 
 
 def test_a_build_that_no_run_has_ends_at_once(

@@ -1,10 +1,9 @@
 """Which workflow run has a build."""
 
-from support.rows import LEASE, add_build, build_row, request_cancel
-
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.models import BuildEnd, BuildStatus
+from support.rows import LEASE, add_build, build_row, request_cancel
 
 
 def test_the_first_run_that_asks_gets_the_build(ledger: CatalogLedger, catalog: Catalog, organization: str) -> None:

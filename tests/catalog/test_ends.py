@@ -3,7 +3,6 @@
 from datetime import timedelta
 
 import pytest
-from support.rows import ACCOUNT, LEASE, NO_LEASE, add_build, ami, build_row, built, new_ami_id, request_cancel
 
 from kiln.catalog import images
 from kiln.catalog.ledger import CatalogLedger
@@ -11,6 +10,7 @@ from kiln.catalog.session import Catalog
 from kiln.errors import AttemptLostError, BuildCancelledError, BuildNotFoundError, BuildOverError
 from kiln.models import BuildEnd, BuildStatus, ErrorCode, Failure
 from kiln.sealing import Sealer
+from support.rows import ACCOUNT, LEASE, NO_LEASE, add_build, ami, build_row, built, new_ami_id, request_cancel
 
 CANCELLED = BuildEnd(status=BuildStatus.CANCELLED)
 FAILED = BuildEnd(status=BuildStatus.FAILED, error=Failure(code=ErrorCode.TOOL_FAILED, message="no space left"))

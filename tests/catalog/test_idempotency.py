@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy.exc import IntegrityError
-from support.parallel import Pending
-from support.rows import add_organization
 
 from kiln.catalog import idempotency
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import IdempotencyKey
+from support.parallel import Pending
+from support.rows import add_organization
 
 DAY = timedelta(hours=24)
 MINUTE = timedelta(minutes=1)

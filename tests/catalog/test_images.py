@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support.rows import ACCOUNT, LEASE, REGION, add_build, add_organization, ami, built, new_ami_id
 
 from kiln.catalog import images
 from kiln.catalog.images import ImageFilter
@@ -11,6 +10,7 @@ from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Image
 from kiln.models import Api, ImageRef
+from support.rows import ACCOUNT, LEASE, REGION, add_build, add_organization, ami, built, new_ami_id
 
 DAY = timedelta(days=1)
 

@@ -3,13 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support.rows import add_build, dump
 
 from kiln.catalog import keys
 from kiln.catalog.keys import SCOPES, Identity, KnownKey
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import ApiKey
 from kiln.sealing import Sealer
+from support.rows import add_build, dump
 
 HOUR = timedelta(hours=1)
 

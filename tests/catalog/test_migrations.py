@@ -8,11 +8,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, inspect, select
-from support.parallel import in_parallel
 
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Base, Installation
 from kiln.errors import KilnError, UnavailableError
+from support.parallel import in_parallel
 
 MIGRATE = "import sys; from kiln.catalog.session import Catalog; print(Catalog(sys.argv[1]).migrate())"
 AT_ONCE = 3

@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.rows import LEASE, add_build, add_organization, ami, built, request_cancel, rewrite
 
 from kiln.catalog import builds
 from kiln.catalog.builds import BuildFilter, BuildWithImage
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.session import Catalog
 from kiln.models import Api, BuildEnd, BuildStatus
+from support.rows import LEASE, add_build, add_organization, ami, built, request_cancel, rewrite
 
 NOON = datetime(2026, 3, 25, 12, 0, tzinfo=UTC)
 

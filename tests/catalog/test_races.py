@@ -6,8 +6,6 @@ from functools import partial
 from typing import TypeVar
 
 import pytest
-from support.parallel import Pending, in_parallel
-from support.rows import LEASE, add_build, ami, build_row, built, new_ami_id, request_cancel
 
 from kiln.catalog import attempts, builds, images
 from kiln.catalog.ledger import CatalogLedger
@@ -15,6 +13,8 @@ from kiln.catalog.session import Catalog
 from kiln.errors import BuildCancelledError, BuildOverError
 from kiln.models import BuildEnd, BuildStatus, ErrorCode, Failure
 from kiln.ports import Order
+from support.parallel import Pending, in_parallel
+from support.rows import LEASE, add_build, ami, build_row, built, new_ami_id, request_cancel
 
 T = TypeVar("T")
 AT_ONCE = 6

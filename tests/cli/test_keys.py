@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.stack import run_kiln
 
 from cli.keys import KeyCommandError, create_key
 from kiln.catalog import keys
 from kiln.catalog.session import Catalog
 from kiln.settings import Settings
+from support.stack import run_kiln
 
 
 def test_a_key_is_made_listed_and_disabled(tmp_path: Path) -> None:

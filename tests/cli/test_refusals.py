@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.ports import free_ports
-from support.stack import PORTS, run_kiln
 
 from cli.checks import PortTakenError
 from cli.home import locked_home, prepare_home
 from cli.local_stack import LocalStack
 from kiln.settings import Settings
+from support.ports import free_ports
+from support.stack import PORTS, run_kiln
 
 
 def refused(home: Path, **env: str) -> str:

@@ -11,9 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.processes import eventually, state_of
 
 from cli.supervisor import TETHER, InterruptedStartError, Part, PartFailedError, Supervisor
+from support.processes import eventually, state_of
 
 LIMIT = timedelta(seconds=20)
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"

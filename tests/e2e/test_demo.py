@@ -4,6 +4,7 @@ import re
 import uuid
 
 import pytest
+
 from support.processes import MARK, eventually, marked
 from support.stack import run_kiln
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from support.processes import eventually, read_proc
 from support.stack import KilnUp, run_kiln
 

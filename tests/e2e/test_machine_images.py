@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from httpx_sse import connect_sse
+
 from kiln.catalog import keys
 from kiln.catalog.session import Catalog
 from support.account_checks import one_image_and_nothing_else
@@ -41,7 +42,9 @@ def test_an_ami_is_built_listed_and_deleted(rig: Rig, before: AccountState) -> N
     tags = {tag["Key"]: tag["Value"] for tag in image["Tags"]}
     assert (tags["kiln:build-id"], tags["kiln:attempt"], tags["team"]) == (build_id, "1", "platform")
     assert image["Name"].endswith(f"{build_id}-1")
-    (listed,) = [row for row in rig.http.get("/api/v1/images?provider=codex").json()["images"] if row["image_id"] == image_id]
+    (listed,) = [
+        row for row in rig.http.get("/api/v1/images?provider=codex").json()["images"] if row["image_id"] == image_id
+    ]
     assert set(listed) == IMAGE_KEYS
     assert (listed["build_id"], listed["status"], listed["simulated"]) == (build_id, "available", True)
     deleted = rig.http.delete(f"/api/v1/images/{image_id}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from support.moto import AccountState
 from support.rig import Rig, running_rig
 

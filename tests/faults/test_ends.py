@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+
 from support.account_checks import nothing_left, one_image_and_nothing_else
-from support.moto import AccountState
+from support.moto import NOTHING, AccountState
 from support.processes import eventually
 from support.rig import BUILDERS, Rig, running_rig
 
@@ -142,3 +143,16 @@ def test_the_time_limit_ends_the_build_and_everything_of_it(impatient_rig: Rig) 
     shown = rig.http.get(f"/api/v1/images/builds/{build_id}").json()
     assert (shown["status"], shown["error"]) == ("failed", "Packer build timed out after 3 seconds")
     nothing_left(rig, before)
+
+
+def test_a_deletion_that_ec2_delays_goes_on_in_the_background(rig: Rig, before: AccountState) -> None:
+    """After 20 s the answer is a 202 without a body; the image is listed no more, and all of it goes later."""
+    rig.proxy.second_snapshot()
+    image_id = rig.wait(rig.submit(), "succeeded")["image"]["ami_id"]
+    one_image_and_nothing_else(rig, before, image_id, snapshots=2)
+    with rig.proxy.outage():
+        answer = rig.http.delete(f"/api/v1/images/{image_id}")
+        assert (answer.status_code, answer.content) == (202, b"")
+        assert image_id not in rig.http.get("/api/v1/images").text
+    assert rig.account.snapshot_of_account().images >= {image_id}
+    assert eventually(lambda: rig.account.left_since(before) == NOTHING, 60)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
 from support.account_checks import nothing_left, one_image_and_nothing_else
 from support.moto import NOTHING, AccountState
 from support.processes import eventually

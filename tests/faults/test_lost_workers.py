@@ -3,11 +3,11 @@
 import signal
 
 import pytest
+
 from support.account_checks import nothing_left, one_image_and_nothing_else
 from support.moto import AccountState
 from support.processes import eventually
 from support.rig import Rig
-
 
 pytestmark = pytest.mark.fault
 
@@ -62,6 +62,24 @@ def test_an_ami_that_was_pending_at_the_kill_is_adopted(rig: Rig, before: Accoun
     assert tags["team"] == "platform"
 
 
+def test_an_ami_that_was_pending_at_the_freeze_is_adopted(rig: Rig, before: AccountState) -> None:
+    """The builder stopped while its AMI is pending, and continued when that is another attempt's: one AMI."""
+    rig.proxy.hold_available()
+    made = len(rig.proxy.calls_of("CreateImage"))
+    build_id = rig.submit()
+    assert eventually(lambda: "AMI: ami-" in rig.log(build_id), 20)
+    frozen = rig.builder_of(build_id)
+    rig.stack.kill(frozen, signal.SIGSTOP)
+    try:
+        assert eventually(lambda: "takes the build up" in rig.log(build_id), 30)
+        rig.proxy.release()
+        build = rig.wait(build_id, "succeeded")
+    finally:
+        rig.stack.kill(frozen, signal.SIGCONT)
+    assert len(rig.proxy.calls_of("CreateImage")) == made + 1
+    one_image_and_nothing_else(rig, before, build["image"]["ami_id"])
+
+
 def test_an_orderly_stop_hands_the_build_over(rig: Rig, before: AccountState) -> None:
     """SIGTERM is no cancel: Packer is interrupted and cleans up, and another worker builds."""
     with rig.proxy.blocked("StopInstances") as gate:
@@ -97,7 +115,7 @@ def test_a_build_is_queued_again_while_no_builder_is_left(rig: Rig, before: Acco
             rig.stack.kill(builder, signal.SIGKILL)
             rig.stack.wait_for_exit(builder)
         build = rig.wait(build_id, "queued", seconds=20)
-        assert eventually(lambda: (rig.build(build_id)["progress"] or {}).get("waiting_for", "").endswith("none is connected"), 30)
+        assert eventually(lambda: _waiting_for(rig, build_id).endswith("none is connected"), 30)
     rig.stack.start_parts("worker-2", "worker-3")
     build = rig.wait(build_id, "succeeded")
     one_image_and_nothing_else(rig, before, build["image"]["ami_id"])
@@ -127,3 +145,7 @@ def test_two_lost_builders_in_a_row_leave_nothing(rig: Rig, before: AccountState
         rig.cancel(build_id)
     assert rig.wait(build_id)["status"] == "cancelled"
     nothing_left(rig, before)
+
+
+def _waiting_for(rig: Rig, build_id: str) -> str:
+    return str((rig.build(build_id)["progress"] or {}).get("waiting_for") or "")

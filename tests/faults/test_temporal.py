@@ -9,13 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.client import WorkflowExecutionStatus
+
 from support.account_checks import nothing_left, one_image_and_nothing_else
 from support.moto import AccountState
 from support.processes import eventually
 from support.rig import Rig
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import WorkflowExecutionStatus
 
 pytestmark = pytest.mark.fault
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from packer.tools import SCRIPTS, UPLOAD_FOLDER, Engine, Packer, ca_bundle, packer_in
-from support.moto import Account, MotoServer, running_moto
 
 from cli.docker_engine import EngineUnavailable, docker_engine, make_base_image
+from packer.tools import SCRIPTS, UPLOAD_FOLDER, Engine, Packer, ca_bundle, packer_in
+from support.moto import Account, MotoServer, running_moto
 
 
 @pytest.fixture

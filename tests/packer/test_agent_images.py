@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from packer.npm_registry import NpmRegistry, npm_registry
-from packer.tools import AGENT_COMMANDS, SCRIPTS, UPLOAD_FOLDER, Engine, Packer, ca_bundle
 
 from cli.docker_engine import container_network
+from packer.npm_registry import NpmRegistry, npm_registry
+from packer.tools import AGENT_COMMANDS, SCRIPTS, UPLOAD_FOLDER, Engine, Packer, ca_bundle
 
 pytestmark = pytest.mark.docker
 

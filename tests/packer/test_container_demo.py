@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from packer.tools import Engine
 
 from cli.container_demo import container_demo
 from cli.docker_engine import BASE_IMAGE, docker
+from packer.tools import Engine
 
 IMAGE = "kiln/agent-claude-code:latest"
 

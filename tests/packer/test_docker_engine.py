@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from packer.tools import Engine
 
 from cli.docker_engine import (
     BaseImageError,
@@ -15,6 +14,7 @@ from cli.docker_engine import (
     make_base_image,
     require_tools,
 )
+from packer.tools import Engine
 
 NOBODYS_SOCKET = "unix:///nonexistent/docker.sock"
 

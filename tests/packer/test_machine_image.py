@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 from mypy_boto3_ec2.type_defs import FilterTypeDef, TagTypeDef
+
 from packer.tools import Packer
 from support.moto import NOTHING, Account, AccountState, MotoServer
 

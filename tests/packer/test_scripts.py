@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+
 from packer.tools import SCRIPTS
 
 SCRIPT_FILES = sorted(path.relative_to(SCRIPTS) for path in SCRIPTS.rglob("*.sh"))

@@ -4,6 +4,7 @@ from typing import Any
 
 import hcl2
 import pytest
+
 from packer.tools import AGENT_COMMANDS, PACKER_FOLDER, SOURCES, TEMPLATE, Packer
 
 

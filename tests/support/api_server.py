@@ -1,6 +1,5 @@
 """The API for tests: real uvicorn on a free port, in a thread, so that a test can reach its parts as well as its wire."""
 
-import asyncio
 import socket
 import threading
 import time
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import uvloop
 
 from api.app import open_parts
 from api.deps import Parts
@@ -47,7 +47,8 @@ class RunningApi:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._listener = socket.socket()
+        # Named outright: only for a TCP socket that says so is Nagle's algorithm switched off.
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._server: ApiServer | None = None
@@ -67,7 +68,9 @@ class RunningApi:
         self.http = plain_client(self.url)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.http.close()
         self.logs.close()
         self.catalog.close()
@@ -84,7 +87,7 @@ class RunningApi:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            uvloop.run(self._serve())
         except BaseException as error:  # noqa: BLE001  the test's thread raises it
             self._failure = error
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from mypy_boto3_ec2 import EC2Client
+
 from support.ec2_proxy import Ec2Proxy
 from support.moto import Account, AccountState, MotoServer, ec2_client, running_moto
 

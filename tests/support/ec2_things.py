@@ -6,10 +6,10 @@ from uuid import uuid4
 from mypy_boto3_ec2 import EC2Client
 from mypy_boto3_ec2.literals import ResourceTypeType
 from mypy_boto3_ec2.type_defs import TagSpecificationTypeDef
-from support.moto import REGION
 
 from kiln.naming import image_name, key_pair_name, resource_suffix, resource_tags, security_group_name
 from kiln.ports import Marks
+from support.moto import REGION
 
 INSTALLATION = "installation-1"
 MOTO_IMAGE_ID = "ami-12c6146b"

@@ -1,5 +1,7 @@
 """Fakes behind Kiln's ports: an EC2 in memory, and a Packer that plays a script. Both can be told to misbehave."""
 
+# ruff: noqa: ARG002  a port's parameters that a fake has no use for
+
 import asyncio
 import contextlib
 import threading
@@ -17,7 +19,6 @@ from kiln.adapters.tool_output import Line
 from kiln.naming import BUILD_TAG, INSTALLATION_TAG, build_of_name, image_name, resource_tags, security_group_name
 from kiln.ports import Ami, ImageDeletion, Marks, Order, PackerJob, Resource, SecurityGroupRequest
 from kiln.redact import Redactor
-
 from support.rows import ACCOUNT, REGION, ami, new_ami_id
 
 SOON = timedelta(seconds=30)
@@ -172,7 +173,11 @@ class FakePackerKit:
         self._installation = installation
 
     def prepare(self, order: Order, security_group_id: str) -> PackerJob:
-        env = {"build_id": order.build_id, "attempt": str(order.attempt), "secret": next(iter(order.secrets.values()), "")}
+        env = {
+            "build_id": order.build_id,
+            "attempt": str(order.attempt),
+            "secret": next(iter(order.secrets.values()), ""),
+        }
         return PackerJob(argv=("packer", "build", "template.pkr.hcl"), env=env, cwd=Path())
 
     def discard(self, job: PackerJob) -> None:
@@ -192,6 +197,7 @@ class PackerRun:
         self.attempt = int(env["attempt"])
         self.secret = env["secret"]
         self.interrupted = asyncio.Event()
+        self.ended = False
         self.lines: asyncio.Queue[Line | None] = asyncio.Queue()
         self._redactor = redactor
 
@@ -259,6 +265,7 @@ class FakeTool:
         try:
             return await script(self._run)
         finally:
+            self._run.ended = True
             self._run.lines.put_nowait(None)
 
     async def __aenter__(self) -> Self:

@@ -29,7 +29,9 @@ class FreezableBuilder:
         assert self._serving.wait(PATIENCE_SECONDS)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.thaw()
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(PATIENCE_SECONDS)

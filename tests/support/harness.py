@@ -5,12 +5,23 @@ and Packer.
 import asyncio
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import update
+from temporalio import activity
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.api.testservice.v1 import LockTimeSkippingRequest, UnlockTimeSkippingRequest
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
 
 from activities.cleanup import CleanupActivities
 from activities.deletion import DeletionActivities
@@ -31,20 +42,11 @@ from kiln.models import BuildEnd, BuildRef, BuildStatusView, Claim, ImageRef
 from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, build_workflow_id
 from kiln.ports import LogLine
 from kiln.sealing import Sealer
-from temporalio import activity
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
-from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.api.testservice.v1 import LockTimeSkippingRequest, UnlockTimeSkippingRequest
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.exceptions import ApplicationError, CancelledError
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
+from support.fakes import FakeCloud, FakePackerKit, FakeToolbox
+from support.rows import REGION, add_build, add_organization, build_row, ref
 from workflows.build_image import BuildImageWorkflow
 from workflows.runner import WORKFLOWS, workflow_runner
 from workflows.start import SEARCH_ATTRIBUTES, start_build
-
-from support.fakes import FakeCloud, FakePackerKit, FakeToolbox
-from support.rows import REGION, add_build, add_organization, build_row, ref
 
 POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 15.0
@@ -68,9 +70,11 @@ async def register_search_attributes(client: Client) -> None:
 
 
 class Gate(Interceptor):
-    """Holds activities back after their work: what they did is done, and their workflow does not know it yet."""
+    """Counts activities by type as they end well, and holds some back then: their work is done, and their workflow does
+    not know it yet."""
 
     def __init__(self) -> None:
+        self.finished: Counter[str] = Counter()
         self._held = ""
         self._reached = asyncio.Event()
         self._opened = asyncio.Event()
@@ -87,6 +91,7 @@ class Gate(Interceptor):
         self._opened.set()
 
     async def passes(self, activity_type: str) -> None:
+        self.finished[activity_type] += 1
         if activity_type == self._held:
             self._reached.set()
             await self._opened.wait()
@@ -109,7 +114,9 @@ class _Gated(ActivityInboundInterceptor):
 class Harness:
     """What a test of the workflows works with. `terms` is how long attempts may take."""
 
-    def __init__(self, client: Client, catalog: Catalog, folder: Path, *, skips_time: bool, max_attempts: int = 10) -> None:
+    def __init__(
+        self, client: Client, catalog: Catalog, folder: Path, *, skips_time: bool, max_attempts: int = 10
+    ) -> None:
         self.client = client
         self._skips_time = skips_time
         self.catalog = catalog
@@ -130,6 +137,11 @@ class Harness:
     def close(self) -> None:
         self.logs.close()
         self.catalog.close()
+
+    @property
+    def finished(self) -> Counter[str]:
+        """How often each light activity has ended well."""
+        return self.gate.finished
 
     # Builds
 
@@ -182,9 +194,12 @@ class Harness:
         return await self.handle(build_id).query(BuildImageWorkflow.status)
 
     async def details(self, build_id: str) -> str:
-        """What the Temporal UI shows as the workflow's current details."""
-        metadata = await self.handle(build_id).query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
-        return metadata.current_details
+        """What the Temporal UI shows as a build's current details."""
+        return await self.details_of(self.handle(build_id))
+
+    async def details_of(self, handle: WorkflowHandle[Any, Any]) -> str:
+        answer: WorkflowMetadata = await handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+        return answer.current_details
 
     async def failure(self, build_id: str) -> ApplicationError:
         """The error that the workflow fails with; skips time."""
@@ -232,6 +247,12 @@ class Harness:
         row = self.image_of(build_id)
         assert row is not None
         return ImageRef(image_id=row.id, organization_id=row.organization_id)
+
+    def begin_deletion(self, image: ImageRef, ago: timedelta = timedelta(0)) -> None:
+        """What the API writes when somebody deletes an image."""
+        with self.catalog.transaction() as tx:
+            assert images.begin_deletion(tx, image.image_id)
+            tx.execute(update(Image).where(Image.id == image.image_id).values(deleting_at=datetime.now(UTC) - ago))
 
     def log(self, build_id: str) -> list[str]:
         """The lines of a build's log."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 
-from kiln.adapters.logs import Gap, LogLine
+from kiln.adapters.logs import Gap, LogLine, LogStore
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -31,6 +31,14 @@ def numbers(items: Sequence[object]) -> list[int]:
         if isinstance(item, LogLine | Gap)
         for number in ([item.number] if isinstance(item, LogLine) else range(item.first, item.last + 1))
     ]
+
+
+def read_all(store: LogStore, build_id: str, *, limit: int = 1000) -> list[LogLine | Gap]:
+    """What page after page gives."""
+    found: list[LogLine | Gap] = []
+    while page := store.read(build_id, numbers(found)[-1] if found else 0, limit):
+        found += page
+    return found
 
 
 def engine(url: str) -> Engine:

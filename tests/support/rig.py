@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from cli.local_stack import ALL_PARTS, LocalStack
-from kiln.settings import Settings
 from temporalio.client import Client
 
+from cli.local_stack import ALL_PARTS, LocalStack
+from kiln.settings import Settings
 from support.ec2_proxy import Ec2Proxy
 from support.moto import Account, MotoServer, running_moto
 from support.ports import free_ports

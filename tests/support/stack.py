@@ -14,12 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from support.ports import free_ports
-from support.processes import MARK, eventually, marked
-
 from cli.local_stack import LocalStack
 from cli.parts import ALL_ROLES
 from kiln.settings import PROJECT_ROOT, Settings
+from support.ports import free_ports
+from support.processes import MARK, eventually, marked
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import func, select
-from support.api_server import RunningApi, plain_client
-from support.rows import LEASE, add_build, add_organization, ami, build_row, built, new_ami_id
 
 from kiln.catalog import attempts, images, keys
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Base, Build, Image
 from kiln.models import BuildEnd, BuildStatus, ErrorCode, Failure
+from support.api_server import RunningApi, plain_client
+from support.rows import LEASE, add_build, add_organization, ami, build_row, built, new_ami_id
 
 LOG_TIME = datetime(2026, 3, 25, 14, 31, 7, 890000, UTC)
 TIME_LIMIT = timedelta(minutes=30)

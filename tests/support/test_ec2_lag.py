@@ -9,6 +9,7 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 from mypy_boto3_ec2 import EC2Client
 from mypy_boto3_ec2.type_defs import FilterTypeDef
+
 from support.ec2_probe import code_of, eventually, run_instance
 from support.ec2_proxy import Ec2Proxy
 from support.moto import DUMMY_KEY, NOTHING, Account, AccountState, ec2_client

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError, HTTPClientError
 from mypy_boto3_ec2 import EC2Client
+
 from support.ec2_probe import PATIENCE_SECONDS, code_of, eventually, run_instance
 from support.ec2_proxy import Ec2Proxy
 from support.moto import NOTHING, SESSION, Account, AccountState, MotoServer, ec2_client

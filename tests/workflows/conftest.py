@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from support.harness import Harness, copied_catalog, register_search_attributes
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog.session import Catalog
+from support.harness import Harness, copied_catalog, register_search_attributes
 
 
 @pytest_asyncio.fixture

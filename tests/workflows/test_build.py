@@ -1,14 +1,16 @@
 """A build's way to its end, where nobody interferes."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
-from support.fakes import PackerRun, bakes, fails, hangs
-from support.harness import Harness
-from support.rows import REGION
 from temporalio.client import WorkflowExecutionStatus
+from temporalio.testing import WorkflowEnvironment
 
 from kiln.models import BuildEnd, BuilderReport, BuildStatus
+from support.fakes import PackerRun, Script, bakes, fails, hangs
+from support.harness import Harness
+from support.rows import REGION
 from workflows.build_image import IMAGE_ATTRIBUTE, STATUS_ATTRIBUTE, BuildImageWorkflow
 
 ERROR = "Build 'amazon-ebs.agent' errored after 3 seconds: Script exited with non-zero exit status: 1."
@@ -22,6 +24,11 @@ async def makes_a_broken_image(run: PackerRun) -> int:
 
 async def makes_a_late_image(run: PackerRun) -> int:
     run.reports(run.makes_image(state="pending"))
+    return 0
+
+
+async def makes_no_image(run: PackerRun) -> int:
+    run.reports("ami-0123456789abcdef0")
     return 0
 
 
@@ -90,6 +97,17 @@ class TestSuccess:
             end = await kiln.end(build)
         assert end.status is BuildStatus.SUCCEEDED
 
+    async def test_an_hour_without_ec2_costs_no_image(self, kiln: Harness, environment: WorkflowEnvironment) -> None:
+        """A finished AMI is published when EC2 answers again, however long that takes."""
+        kiln.cloud.fail("image", times=370)
+        async with kiln.workers():
+            build = await kiln.submit()
+            await kiln.until(lambda: has_looked_twice(kiln))
+            began = await environment.get_current_time()
+            end = await kiln.end(build)
+            took = await environment.get_current_time() - began
+        assert (end.status, took > timedelta(hours=1)) == (BuildStatus.SUCCEEDED, True)
+
     async def test_a_tag_that_is_missing_is_made_good(self, kiln: Harness) -> None:
         """An AMI that Packer had no time to tag carries Kiln's tags once it is published."""
 
@@ -156,9 +174,10 @@ class TestFailure:
             error = await kiln.failure(await kiln.submit())
         assert error.type == "tool_failed"
 
-    async def test_a_broken_image_fails_the_verification(self, kiln: Harness) -> None:
-        """What EC2 does not call available is not published, and goes."""
-        kiln.tools.script = makes_a_broken_image
+    @pytest.mark.parametrize("script", [makes_a_broken_image, makes_no_image])
+    async def test_a_broken_image_fails_the_verification(self, kiln: Harness, script: Script) -> None:
+        """What EC2 does not call available, or does not know, is not published."""
+        kiln.tools.script = script
         async with kiln.workers():
             error = await kiln.failure(build := await kiln.submit())
         assert (error.type, kiln.row(build).error_code) == ("verification_failed", "verification_failed")
@@ -256,6 +275,24 @@ class TestStatus:
             await kiln.handle(build).cancel()
             await kiln.is_cancelled(build)
 
+    async def test_the_ami_that_is_being_made(self, kiln: Harness) -> None:
+        """The catalog knows the AMI that EC2 is making, and does not take the one that it is made of for it."""
+
+        async def names_two(run: PackerRun) -> int:
+            run.says("    amazon-ebs.agent: Found Image ID: ami-0123456789abcdef0")
+            await asyncio.sleep(0)
+            run.makes_image(state="pending")
+            return await hangs(run)
+
+        kiln.tools.script = names_two
+        async with kiln.workers():
+            build = await kiln.submit()
+            await kiln.until(lambda: is_making_an_image(kiln, build))
+            row = kiln.row(build)
+            assert {row.pending_image} == set(row.known_ids) == kiln.cloud.image_ids
+            await kiln.handle(build).cancel()
+            await kiln.is_cancelled(build)
+
     async def test_publishing(self, kiln: Harness) -> None:
         """A build whose image is being looked at names it."""
         async with kiln.workers():
@@ -337,6 +374,10 @@ class TestSignals:
 
 async def has_looked_twice(kiln: Harness) -> bool:
     return kiln.cloud.calls["image"] >= 2
+
+
+async def is_making_an_image(kiln: Harness, build: str) -> bool:
+    return bool(kiln.row(build).pending_image)
 
 
 async def is_at_attempt(kiln: Harness, build: str, attempt: int) -> bool:

@@ -1,18 +1,15 @@
 """Cancellation, wherever a build stands and whichever way it comes."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
+
+from kiln.catalog.builds import shown_status
+from kiln.models import BuildStatus
 from support.fakes import hangs
 from support.harness import Harness
 from support.rows import request_cancel
-from temporalio.client import WorkflowExecutionStatus
-
-from kiln.catalog.builds import shown_status
-from kiln.errors import UnavailableError
-from kiln.models import BuildStatus
 from workflows.build_image import STATUS_ATTRIBUTE
 
 # Nothing cached: every task replays the history, and every one ends in an eviction.

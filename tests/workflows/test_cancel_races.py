@@ -1,9 +1,9 @@
 """A cancel that reaches the workflow together with the end of a step: neither is lost."""
 
 import pytest
-from support.harness import Harness
 
 from kiln.models import BuildStatus
+from support.harness import Harness
 
 
 async def cancel_as_it_ends(kiln: Harness, step: str, *, cancel_first: bool) -> str:

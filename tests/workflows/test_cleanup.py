@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-import pytest
+from temporalio.testing import WorkflowEnvironment
+
 from support.fakes import fails, hangs
 from support.harness import Harness
 from support.rows import ACCOUNT
-from temporalio.testing import WorkflowEnvironment
 
 HOUR = timedelta(hours=1)
 # A second, two, four, eight, sixteen, and then half a minute each: more than an hour.

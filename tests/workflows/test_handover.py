@@ -1,11 +1,10 @@
 """Attempts that are lost, and the ones that take the build up after them."""
 
+from kiln.models import BuildEnd, BuildStatus
 from support.fakes import PackerRun, bakes, hangs
 from support.frozen import FreezableBuilder
 from support.harness import Harness
 from support.rows import REGION
-
-from kiln.models import BuildEnd, BuildStatus
 
 
 async def bakes_and_hangs(run: PackerRun) -> int:
@@ -56,13 +55,13 @@ class TestAWorkerThatStops:
         assert kiln.tools.runs[1].interrupted.is_set()
 
     async def test_the_log_says_so(self, kiln: Harness) -> None:
-        """A line of Kiln's own marks where an attempt was lost."""
+        """A line of Kiln's own marks where another attempt begins."""
         kiln.tools.scripts = {1: hangs, 2: bakes}
         async with kiln.control():
             build = await lose_the_first_attempt(kiln)
             async with kiln.builder("worker-2"):
                 await kiln.end(build)
-        assert any(line.startswith("attempt 2 takes the build up: attempt 1 was lost") for line in kiln.log(build))
+        assert "attempt 2 takes the build up: attempt 1 ended without an image" in kiln.log(build)
 
 
 class TestAdoption:
@@ -141,7 +140,8 @@ class TestAWorkerThatFreezes:
                 async with kiln.builder("worker-2"):
                     end = await kiln.end(build)
                 frozen.thaw()
-                await kiln.until(lambda: was_interrupted(kiln, 1))
+                await kiln.until(lambda: has_ended(kiln, 1))
+        assert any(line.startswith("attempt 2 takes the build up: attempt 1 was lost") for line in kiln.log(build))
         assert (end.status, kiln.row(build).attempt) == (BuildStatus.SUCCEEDED, 2)
         assert kiln.cloud.image_ids == {reference(end)}
 
@@ -156,11 +156,11 @@ class TestAWorkerThatFreezes:
                 await kiln.until(lambda: is_requeued(kiln))
                 assert kiln.row(build).status == "queued"
                 frozen.thaw()
-                await kiln.until(lambda: was_interrupted(kiln, 1))
+                await kiln.until(lambda: has_ended(kiln, 1))
 
 
-async def was_interrupted(kiln: Harness, attempt: int) -> bool:
-    return kiln.tools.runs[attempt].interrupted.is_set()
+async def has_ended(kiln: Harness, attempt: int) -> bool:
+    return kiln.tools.runs[attempt].ended
 
 
 async def is_requeued(kiln: Harness) -> bool:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+
+from kiln.adapters.ec2 import Ec2Cloud
 from support.ec2_editing import EditingProxy
 from support.ec2_things import BuildThings
 from support.moto import Account, AccountState, MotoServer, running_moto
-
-from kiln.adapters.ec2 import Ec2Cloud
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,17 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.ec2_editing import EditingProxy
-from support.ec2_message import Reply, Request
-from support.moto import REGION, Account, MotoServer
 
 from kiln.adapters.ec2 import CloudRefusedError, CloudUnavailableError, Ec2Cloud
 from kiln.errors import ImageNotFoundError, UnavailableError
+from support.ec2_editing import EditingProxy
+from support.ec2_message import Reply, Request
+from support.moto import REGION, Account, MotoServer
 
 MOTO_ACCOUNT = "123456789012"
 STRANGER_KEY = "AKIASTRANGER"
@@ -268,9 +269,10 @@ def test_no_tags_are_no_call(cloud: Ec2Cloud, proxy: EditingProxy) -> None:
     assert proxy.calls == ()
 
 
-def test_a_warm_cloud_has_called_both_services(cloud: Ec2Cloud, proxy: EditingProxy) -> None:
+def test_a_warm_cloud_has_called_both_services(proxy: EditingProxy) -> None:
     """Warming up makes both clients and one call of each."""
-    cloud.warm_up(REGION)
+    with closing(Ec2Cloud(simulated=True, endpoint_url=proxy.url)) as cloud:
+        cloud.warm_up(REGION)
 
     assert [call.action for call in proxy.calls] == ["GetCallerIdentity", "DescribeImages"]
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from support.ec2_editing import EditingProxy
-from support.ec2_things import MOTO_IMAGE_ID, BuildThings
-from support.moto import REGION, Account, AccountState, ec2_client
 
 from kiln.adapters.ec2 import CloudRefusedError, Ec2Cloud
 from kiln.ports import ImageDeletion
+from support.ec2_editing import EditingProxy
+from support.ec2_things import MOTO_IMAGE_ID, BuildThings
+from support.moto import REGION, Account, AccountState, ec2_client
 
 DONE = ImageDeletion()
 FORBIDDEN = "You are not authorized to perform this operation."

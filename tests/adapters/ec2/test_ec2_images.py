@@ -3,15 +3,15 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
+from kiln.adapters.ec2 import CloudRefusedError, Ec2Cloud
+from kiln.naming import BUILD_TAG
+from kiln.ports import Ami
 from support.ec2_editing import EditingProxy
 from support.ec2_message import Reply, Request
 from support.ec2_things import MOTO_IMAGE_ID, BuildThings
 from support.ec2_xml import Document
 from support.moto import REGION, ec2_client
-
-from kiln.adapters.ec2 import CloudRefusedError, Ec2Cloud
-from kiln.naming import BUILD_TAG
-from kiln.ports import Ami
 
 FILTER_VALUES_LIMIT = 200
 UNKNOWN_IMAGE_ID = "ami-00000000000000000"

@@ -3,14 +3,14 @@
 import time
 
 import pytest
+
+from kiln.adapters.ec2 import CloudUnavailableError, Ec2Cloud
+from kiln.ports import Resource
 from support.ec2_editing import EditingProxy
 from support.ec2_message import Reply, Request
 from support.ec2_things import BuildThings
 from support.ec2_xml import Document
 from support.moto import NOTHING, REGION, Account, AccountState, ec2_client
-
-from kiln.adapters.ec2 import CloudUnavailableError, Ec2Cloud
-from kiln.ports import Resource
 
 DEADLINE_SECONDS = 20.0
 

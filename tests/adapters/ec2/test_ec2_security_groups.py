@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import pytest
 from mypy_boto3_ec2.type_defs import SecurityGroupTypeDef
-from support.ec2_editing import EditingProxy
-from support.moto import REGION, Account
 
 from kiln.adapters.ec2 import CloudRefusedError, CloudUnavailableError, Ec2Cloud
 from kiln.ports import SecurityGroupRequest
+from support.ec2_editing import EditingProxy
+from support.moto import REGION, Account
 
 CIDR = "203.0.113.0/24"
 TAGS = {"kiln:installation": "installation-1", "team": "agents"}
@@ -145,7 +145,7 @@ def test_a_wrong_range_is_a_refusal(cloud: Ec2Cloud, name: str) -> None:
 
 def test_a_region_without_default_vpc_wants_a_subnet(cloud: Ec2Cloud, proxy: EditingProxy, name: str) -> None:
     """Without a default VPC the refusal says what to set."""
-    proxy.remove_all("DescribeVpcs", "vpcSet")
+    proxy.fail("CreateSecurityGroup", "VPCIdNotSpecified", "No default VPC for this user")
 
     with pytest.raises(CloudRefusedError, match="subnet"):
         cloud.make_security_group(REGION, SecurityGroupRequest(name))

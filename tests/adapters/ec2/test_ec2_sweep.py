@@ -4,13 +4,13 @@ import time
 from uuid import uuid4
 
 import pytest
-from support.ec2_editing import EditingProxy
-from support.ec2_things import BuildThings
-from support.moto import NOTHING, REGION, Account, AccountState
 
 from kiln.adapters.ec2 import Ec2Cloud
 from kiln.naming import INSTALLATION_TAG
 from kiln.ports import Resource
+from support.ec2_editing import EditingProxy
+from support.ec2_things import BuildThings
+from support.moto import NOTHING, REGION, Account, AccountState
 
 DEADLINE_SECONDS = 20.0
 KINDS = ["instance", "image", "snapshot", "volume", "key-pair", "security-group"]

@@ -1,0 +1,201 @@
+"""The OpenAPI document: complete, and what the server does is what it says."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from sqlalchemy import select
+
+from api import machine_images, progress
+from kiln.catalog import builds
+from kiln.catalog.tables import Build
+from support.api_server import RunningApi, settings_for
+from support.dev_temporal import DevTemporal
+from support.tenants import Tenant
+
+REGIONS = ("us-east-1", "eu-central-1")
+EXAMPLES_AN_OPERATION = 40
+SCHEMATHESIS_SECONDS = 150
+KEYED = {401, 403, 500, 503}
+OPERATIONS = {
+    ("post", "/api/v1/images/build"): KEYED | {202, 409, 413, 415, 422, 429},
+    ("get", "/api/v1/images"): KEYED | {200, 422},
+    ("get", "/api/v1/images/builds/{build_id}"): KEYED | {200, 404, 422},
+    ("post", "/api/v1/images/builds/{build_id}/cancel"): KEYED | {202, 404, 422},
+    ("get", "/api/v1/images/builds/{build_id}/logs"): KEYED | {200, 404, 422},
+    ("delete", "/api/v1/images/{image_id}"): KEYED | {202, 204, 404, 409, 422},
+    ("get", "/api/v1/builds"): KEYED | {200, 422},
+    ("get", "/api/v1/builds/{build_id}"): KEYED | {200, 404, 422},
+    ("post", "/api/v1/builds/{build_id}/cancel"): KEYED | {202, 404, 422},
+    ("get", "/api/v1/builds/{build_id}/logs"): KEYED | {200, 404, 422},
+    ("get", "/healthz"): {200},
+    ("get", "/readyz"): {200, 503},
+    ("get", "/metrics"): {200, 500, 503},
+}
+EACH = pytest.mark.parametrize(("method", "path"), OPERATIONS)
+
+
+@pytest.fixture(scope="module")
+def document(sqlite_api: RunningApi) -> dict[str, Any]:
+    found: dict[str, Any] = sqlite_api.http.get("/openapi.json").json()
+    return found
+
+
+def body_schema(document: dict[str, Any]) -> Draft202012Validator:
+    reference = {"$ref": "#/components/schemas/MachineBuildRequest"}
+    return Draft202012Validator({**reference, "components": document["components"]})
+
+
+def test_every_operation_is_documented(document: dict[str, Any]) -> None:
+    """All of the two contracts' and the probes, and no other."""
+    found = {(method, path) for path, item in document["paths"].items() for method in item}
+    assert found == set(OPERATIONS)
+
+
+@EACH
+def test_an_operation_says_what_it_does(document: dict[str, Any], method: str, path: str) -> None:
+    """A summary, a contract that it belongs to, and a key where it needs one."""
+    operation = document["paths"][path][method]
+    assert operation["summary"]
+    assert operation["tags"] in (["machine-images"], ["kiln"], ["operations"])
+    keyed = [{"HTTPBearer": []}, {"APIKeyHeader": []}] if path.startswith("/api/") else None
+    assert operation.get("security") == keyed
+
+
+@EACH
+def test_an_operation_knows_its_answers(document: dict[str, Any], method: str, path: str) -> None:
+    """Every status that it may answer; each error with its body's model and an example of it."""
+    operation = document["paths"][path][method]
+    assert {int(status) for status in operation["responses"]} == OPERATIONS[method, path]
+    for status, answer in operation["responses"].items():
+        if int(status) >= 400 and path.startswith("/api/"):
+            content = answer["content"]["application/json"]
+            schema = Draft202012Validator({**content["schema"], "components": document["components"]})
+            assert schema.is_valid(content["example"])
+            assert not schema.is_valid({})
+        if status in ("429", "503"):
+            assert "Retry-After" in answer["headers"]
+
+
+def test_every_parameter_is_described(document: dict[str, Any]) -> None:
+    """In words, for whoever reads the page."""
+    undescribed = [
+        (path, parameter["name"])
+        for path, item in document["paths"].items()
+        for operation in item.values()
+        for parameter in operation.get("parameters", [])
+        if not parameter.get("description")
+    ]
+    assert undescribed == []
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    """Every schema that is referred to is there."""
+    names = {piece.split('"')[0] for piece in json.dumps(document).split("#/components/schemas/")[1:]}
+    assert names <= set(document["components"]["schemas"])
+
+
+def test_the_bodys_examples_are_served(document: dict[str, Any], tenant: Tenant) -> None:
+    """Each is valid by its schema, and accepted."""
+    examples = document["components"]["schemas"]["MachineBuildRequest"]["examples"]
+    schema = body_schema(document)
+    assert [schema.is_valid(example) for example in examples] == [True] * len(examples)
+    assert {tenant.submit(example).status_code for example in examples} == {202}
+
+
+@pytest.mark.parametrize(
+    ("body", "valid"),
+    [
+        ({"provider": "codex"}, True),
+        ({"agent_provider": "codex", "provider": None, "region": None, "variables": None, "tags": None}, True),
+        (
+            {"provider": "codex", "agent_provider": "codex", "template": {"type": "builtin", "name": "default-ec2"}},
+            True,
+        ),
+        ({"provider": "codex", "variables": {"extra_packages": "ripgrep"}, "tags": {"kilnish": ""}}, True),
+        ({}, False),
+        ({"provider": None}, False),
+        ({"provider": "copilot"}, False),
+        ({"provider": "codex", "agent_provider": "cursor"}, False),
+        ({"provider": "codex", "region": "mars-1"}, False),
+        ({"provider": "codex", "instance_type": "huge"}, False),
+        ({"provider": "codex", "template_source": "https://example.com"}, False),
+        (
+            {
+                "provider": "codex",
+                "template_source": "builtin://default-ec2",
+                "template": {"type": "builtin", "name": "default-ec2"},
+            },
+            False,
+        ),
+        ({"provider": "codex", "variables": {"colour": "red"}}, False),
+        ({"provider": "codex", "variables": {"extra_packages": "\0"}}, False),
+        ({"provider": "codex", "tags": {"AWS:x": ""}}, False),
+        ({"provider": "codex", "tags": {"team": "x" * 257}}, False),
+        ({"provider": "codex", "colour": "red"}, False),
+    ],
+)
+def test_the_bodys_schema_is_what_the_server_takes(
+    document: dict[str, Any], tenant: Tenant, body: dict[str, Any], valid: bool
+) -> None:
+    """The document and the server are of one mind."""
+    assert body_schema(document).is_valid(body) is valid
+    assert tenant.http.post("/api/v1/images/build", json=body).status_code == (202 if valid else 422)
+
+
+@contextmanager
+def ending_builds(api: RunningApi) -> Iterator[None]:
+    """Ends every build soon after its submission: an endless log would hold the run up."""
+    over = threading.Event()
+
+    def end_them() -> None:
+        while not over.wait(0.05):
+            with api.catalog.transaction() as tx:
+                open_builds = list(tx.scalars(select(Build.id).where(Build.status == "queued")))
+                for build_id in open_builds:
+                    builds.request_cancel(tx, build_id)
+            for build_id in open_builds:
+                api.logs.end(build_id, "cancelled")
+
+    thread = threading.Thread(target=end_them)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated requests, sound and unsound ones and sequences of them, get no 5xx and no answer unknown to the schema."""
+    monkeypatch.setattr(machine_images, "DELETE_PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(progress, "PATIENCE", timedelta(seconds=0.2))
+    with RunningApi(settings_for(tmp_path / "home", temporal.port, regions=REGIONS)) as api, ending_builds(api):
+        tenant = Tenant(api)
+        tenant.write_log(tenant.succeeded(), "one", "two", status="succeeded")
+        run = _schemathesis(api.url, tenant.key, tmp_path)
+        tenant.close()
+    assert run.returncode == 0, run.stdout
+    assert "No issues found" in run.stdout
+
+
+def _schemathesis(url: str, key: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    options = ["--seed=1", f"--max-examples={EXAMPLES_AN_OPERATION}", "--request-timeout=10", "--no-color"]
+    argv = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", *options]
+    return subprocess.run(
+        [*argv, "--header", f"Authorization: Bearer {key}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SCHEMATHESIS_SECONDS,
+        check=False,
+    )

@@ -1,0 +1,174 @@
+"""Records the histories that `test_replay.py` replays, from real runs on a local Temporal server.
+
+python tests/workflows/record_histories.py
+
+Record anew only before a release: a history of released code that no longer replays is a break, not a nuisance.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+
+from temporalio.client import WorkflowHistory  # noqa: E402
+from temporalio.contrib.pydantic import pydantic_data_converter  # noqa: E402
+from temporalio.testing import WorkflowEnvironment  # noqa: E402
+
+from kiln.catalog.session import Catalog  # noqa: E402
+from kiln.models import HouseTerms  # noqa: E402
+from kiln.naming import KEEP_HOUSE_WORKFLOW_ID, delete_workflow_id  # noqa: E402
+from support import histories  # noqa: E402  the paths come first
+from support.fakes import PackerRun, bakes, hangs  # noqa: E402
+from support.harness import Harness  # noqa: E402
+from support.histories import SECRET  # noqa: E402
+from support.rows import make_older  # noqa: E402
+from workflows.start import SEARCH_ATTRIBUTES, start_deletion, start_house_keeping  # noqa: E402
+
+Scenario = Callable[[Harness], Awaitable[WorkflowHistory]]
+# Long enough ago for the house-keeping to ask where a build is.
+LONG_AGO = timedelta(minutes=1)
+
+
+async def bakes_and_tells(run: PackerRun) -> int:
+    run.says(f"exporting API_TOKEN={run.secret}")
+    return await bakes(run)
+
+
+async def fails_and_tells(run: PackerRun) -> int:
+    run.complains(f"Script exited with non-zero exit status: 1: bad token {run.secret}")
+    return 1
+
+
+async def of_build(kiln: Harness, build: str) -> WorkflowHistory:
+    return await kiln.handle(build).fetch_history()
+
+
+async def success(kiln: Harness) -> WorkflowHistory:
+    kiln.tools.script = bakes_and_tells
+    async with kiln.workers():
+        await kiln.end(build := await kiln.submit(secret=SECRET))
+        return await of_build(kiln, build)
+
+
+async def failure(kiln: Harness) -> WorkflowHistory:
+    kiln.tools.script = fails_and_tells
+    async with kiln.workers():
+        await kiln.failure(build := await kiln.submit(secret=SECRET))
+        return await of_build(kiln, build)
+
+
+async def second_attempt(kiln: Harness) -> WorkflowHistory:
+    """A worker stops while it builds, and another takes the build up."""
+    kiln.tools.scripts = {1: hangs, 2: bakes_and_tells}
+    async with kiln.control():
+        async with kiln.builder("worker-1"):
+            build = await kiln.submit(secret=SECRET)
+            await kiln.reaches(build, "building")
+        async with kiln.builder("worker-2"):
+            await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def cancel_in_the_queue(kiln: Harness) -> WorkflowHistory:
+    async with kiln.control():
+        build = await kiln.submit(secret=SECRET)
+        await kiln.reaches(build, "waiting")
+        await kiln.handle(build).cancel()
+        await kiln.is_cancelled(build)
+        return await of_build(kiln, build)
+
+
+async def cancel_while_building(kiln: Harness) -> WorkflowHistory:
+    """Cancelled twice, the second time during the cleanup."""
+    kiln.tools.script = hangs
+    async with kiln.workers():
+        build = await kiln.submit(secret=SECRET)
+        await kiln.reaches(build, "building")
+        kiln.gate.hold("clean-up")
+        await kiln.handle(build).cancel()
+        await kiln.gate.is_reached()
+        await kiln.handle(build).cancel()
+        kiln.gate.open()
+        await kiln.is_cancelled(build)
+        return await of_build(kiln, build)
+
+
+async def not_mine(kiln: Harness) -> WorkflowHistory:
+    """Another run has the build."""
+    build = kiln.order(secret=SECRET)
+    kiln.ledger.claim(build, "another run")
+    async with kiln.workers():
+        await kiln.start(build)
+        await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def delete(kiln: Harness) -> WorkflowHistory:
+    async with kiln.workers():
+        await kiln.end(build := await kiln.submit(secret=SECRET))
+        image = kiln.published(build)
+        kiln.begin_deletion(image)
+        await start_deletion(kiln.client, image)
+        handle = kiln.client.get_workflow_handle(delete_workflow_id(image.image_id))
+        await handle.result()
+        return await handle.fetch_history()
+
+
+async def keep_house(kiln: Harness) -> WorkflowHistory:
+    """Rounds that close a lost build, sweep, fail once, and go on."""
+    async with kiln.workers():
+        await kiln.end(await kiln.submit(secret=SECRET))
+        kiln.tools.script = hangs
+        lost = await kiln.submit(secret=SECRET)
+        await kiln.reaches(lost, "building")
+        make_older(kiln.catalog, lost, LONG_AGO)
+        await kiln.handle(lost).terminate()
+        kiln.cloud.fail("own_images", times=2)
+        await start_house_keeping(kiln.client, HouseTerms(pause_seconds=0.2, rounds_a_sweep=2))
+        await kiln.until(lambda: has_observed(kiln, 3))
+        return await kiln.client.get_workflow_handle(KEEP_HOUSE_WORKFLOW_ID).fetch_history()
+
+
+async def has_observed(kiln: Harness, times: int) -> bool:
+    return kiln.finished["observe-images"] >= times
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "success": success,
+    "failure": failure,
+    "second_attempt": second_attempt,
+    "cancel_in_the_queue": cancel_in_the_queue,
+    "cancel_while_building": cancel_while_building,
+    "not_mine": not_mine,
+    "delete": delete,
+    "keep_house": keep_house,
+}
+
+
+async def main() -> None:
+    program = str(Path(sys.executable).with_name("temporal"))
+    async with await WorkflowEnvironment.start_local(
+        dev_server_existing_path=program,
+        dev_server_log_level="error",
+        data_converter=pydantic_data_converter,
+        search_attributes=SEARCH_ATTRIBUTES,
+        identity="recorder",
+    ) as environment:
+        for name, scenario in SCENARIOS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                catalog = Catalog(f"sqlite:///{folder}/catalog.db")
+                catalog.migrate()
+                kiln = Harness(environment.client, catalog, Path(folder), skips_time=False)
+                history = await scenario(kiln)
+                kiln.close()
+            histories.save(name, history)
+            print(f"{name}: {len(history.events)} events")  # noqa: T201  a script
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,91 @@
+"""Recorded histories replay: whoever changes a workflow so that running ones would break learns it here."""
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHistory
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Replayer
+
+from support import histories
+from support.fakes import PackerRun
+from support.harness import Harness
+from support.histories import SECRET
+from workflows.runner import WORKFLOWS, workflow_runner
+
+SUCCEEDED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED
+FAILED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED
+CANCELLED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED
+ENDS = {
+    "success": SUCCEEDED,
+    "failure": FAILED,
+    "second_attempt": SUCCEEDED,
+    "cancel_in_the_queue": CANCELLED,
+    "cancel_while_building": CANCELLED,
+    "not_mine": SUCCEEDED,
+    "delete": SUCCEEDED,
+}
+
+
+@pytest.mark.parametrize("name", histories.names())
+async def test_a_recorded_history_replays(name: str) -> None:
+    """Today's workflows make of yesterday's history what was made of it then."""
+    assert await failure_of_replay(histories.load(name)) is None
+
+
+@pytest.mark.parametrize("step", ["claim-build", "packer-build", "clean-up", "record-end"])
+async def test_another_history_does_not(step: str) -> None:
+    """A history in which a step was another one does not replay."""
+    history = histories.load("cancel_while_building")
+    for event in history.events:
+        if event.activity_task_scheduled_event_attributes.activity_type.name == step:
+            event.activity_task_scheduled_event_attributes.activity_type.name = "another-step"
+    assert await failure_of_replay(history) is not None
+
+
+async def failure_of_replay(history: WorkflowHistory) -> Exception | None:
+    replayer = Replayer(workflows=WORKFLOWS, workflow_runner=workflow_runner(), data_converter=pydantic_data_converter)
+    return (await replayer.replay_workflow(history, raise_on_replay_failure=False)).replay_failure
+
+
+@pytest.mark.parametrize("name", histories.names())
+def test_a_recorded_history_holds_no_secret(name: str) -> None:
+    """A variable's secret value is in no payload, not even where its tool printed it."""
+    assert SECRET not in histories.texts(histories.load(name))
+
+
+@pytest.mark.parametrize(("name", "end"), ENDS.items())
+def test_a_recorded_history_is_what_its_name_says(name: str, end: EventType.ValueType) -> None:
+    """The recorded runs ended as they were meant to."""
+    assert histories.load(name).events[-1].event_type == end
+
+
+def test_a_recorded_failure_names_the_mask() -> None:
+    """Packer's error line did hold the secret: what stands in its place is the mask."""
+    assert "bad token ***" in histories.texts(histories.load("failure"))
+
+
+def test_a_recorded_round_closed_a_lost_build() -> None:
+    """The recorded house-keeping cleaned up after a build and closed it."""
+    scheduled = [
+        event.activity_task_scheduled_event_attributes.activity_type.name
+        for event in histories.load("keep_house").events
+    ]
+    assert {"find-lost-builds", "clean-up", "record-end", "observe-images", "sweep"} <= set(scheduled)
+
+
+class TestSecrets:
+    async def tells(self, run: PackerRun) -> int:
+        """A run that prints its secret, and complains about it."""
+        assert run.secret == SECRET
+        run.says(f"exporting API_TOKEN={run.secret}")
+        run.complains(f"bad token {run.secret}")
+        return 1
+
+    async def test_a_history_holds_none(self, kiln: Harness) -> None:
+        """What a tool prints of its secrets reaches neither its workflow's history nor the log."""
+        kiln.tools.script = self.tells
+        async with kiln.workers():
+            await kiln.failure(build := await kiln.submit(secret=SECRET))
+            history = histories.texts(await kiln.handle(build).fetch_history())
+        assert ("bad token ***" in history, SECRET in history) == (True, False)
+        assert SECRET not in "\n".join(kiln.log(build))
