@@ -11,6 +11,8 @@ PYTHON_READY := $(VENV)/.ready-python
 PACKAGES_READY := $(VENV)/.ready-packages
 KILN_READY := $(VENV)/.ready-kiln
 ARGS ?=
+# Most tests wait for processes rather than compute; a file's tests share what they start, and stay together.
+JOBS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -47,7 +49,7 @@ up: setup
 	@exec $(BIN)/kiln up
 
 test: setup test-tools
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(KILN_READY)
 	$(BIN)/ruff check

@@ -21,8 +21,9 @@ RENEW_INTERVAL = timedelta(seconds=3)
 class Lease:
     """Holds a build for one attempt while the context is open, and gives it up at its end.
 
-    `asked_at` is the monotonic time before the question that began the attempt. `lost` is set once the attempt may not go on; `reason` then says why (cancelled, over, another attempt's). When the
-    catalog does not answer, the tool's guard ends the tool at the lease's end, with or without this process.
+    `asked_at` is the monotonic time before the question that began the attempt. `lost` is set once the attempt may not
+    go on; `reason` then says why (cancelled, over, another attempt's). When the catalog does not answer, the tool's
+    guard ends the tool at the lease's end, with or without this process.
     """
 
     def __init__(self, ledger: Ledger, order: Order, length: timedelta, asked_at: float) -> None:

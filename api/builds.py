@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic.config import JsonDict
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AUTH_SCHEMES, Reader, Writer
@@ -23,6 +22,7 @@ from api.progress import live_view
 from kiln.catalog import builds
 from kiln.catalog.builds import BuildFilter, BuildWithImage
 from kiln.catalog.keys import Identity
+from kiln.catalog.session import Transaction
 from kiln.errors import BuildNotFoundError, InvalidRequestError
 from kiln.models import BuildKind, BuildStatus
 
@@ -134,7 +134,7 @@ def _find(parts: Parts, identity: Identity, build_id: str) -> BuildWithImage:
     return found
 
 
-def _in(session: Session, identity: Identity, build_id: str) -> BuildWithImage | None:
+def _in(session: Transaction, identity: Identity, build_id: str) -> BuildWithImage | None:
     return builds.find(session, identity.organization_id, build_id)
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, caller, require
@@ -38,6 +37,7 @@ from kiln.catalog import builds, images
 from kiln.catalog.builds import BuildWithImage, NewBuild
 from kiln.catalog.images import ImageFilter
 from kiln.catalog.keys import Identity
+from kiln.catalog.session import Transaction
 from kiln.catalog.tables import Image
 from kiln.errors import (
     BuildNotFoundError,
@@ -241,7 +241,7 @@ async def delete_image(image_id: ImageId, identity: Writer, parts: P) -> Respons
     return Response(status_code=202)
 
 
-def _find(session: Session, identity: Identity, build_id: str) -> BuildWithImage:
+def _find(session: Transaction, identity: Identity, build_id: str) -> BuildWithImage:
     found = builds.find(session, identity.organization_id, build_id, Api.MACHINE_IMAGES)
     if found is None:
         raise BuildNotFoundError("no build of this organization has this id")

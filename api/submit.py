@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.patience import promptly
 from kiln.catalog import builds, idempotency
 from kiln.catalog.builds import NewBuild
+from kiln.catalog.session import AlreadyThereError, Transaction
 from kiln.catalog.tables import Build, IdempotencyKey
 from kiln.errors import IdempotencyKeyReusedError, UnavailableError
 from kiln.models import BuildKind, BuildRef
@@ -63,13 +62,13 @@ def _commit(
     try:
         with parts.catalog.transaction() as tx:
             return _insert(tx, parts, submission, answer)
-    except IntegrityError:  # the same idempotency key, at the same moment: its answer is there now
+    except AlreadyThereError:  # the same idempotency key, at the same moment: its answer is there now
         with parts.catalog.transaction() as tx:
             return _insert(tx, parts, submission, answer)
 
 
 def _insert(
-    tx: Session, parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]
+    tx: Transaction, parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]
 ) -> tuple[Build | None, dict[str, Any]]:
     new, key = submission.new, submission.idempotency_key
     digest = parts.sealer.digest(submission.body)

@@ -9,7 +9,7 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client
 
 from bench.figures import MeasurementError
-from bench.kiln_build import KilnBuild
+from bench.kiln_build import POLL_SECONDS, KilnBuild
 from bench.plain_build import PlainBuild
 from kiln.adapters.logs import LogStore
 from kiln.catalog import builds
@@ -31,7 +31,7 @@ PHASES = {
     "last_line": "Packer, until its last line",
     "built": "until its builder is done: Packer's exit, log, account, lease",
     "published": "verify and publish",
-    "seen": "until the client sees it, which asks every 25 ms",
+    "seen": f"until the client sees it, which asks every {POLL_SECONDS * MS:.0f} ms",
 }
 
 Timeline = Mapping[str, float]

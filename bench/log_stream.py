@@ -8,10 +8,12 @@ from statistics import median
 from bench.children import Child
 from bench.figures import Figure, MeasurementError, Result, percentile, ratios
 from bench.kiln_build import KilnBuilds
+from bench.pacing import rounds
 from bench.place import running_stack
 from cli.local_stack import API, TEMPORAL, LocalStack
 
 ROUNDS = 4
+SECONDS = 30.0
 READERS = 20
 LINES = 150
 EVERY_SECONDS = 0.02
@@ -53,7 +55,7 @@ def _live(bench: Bench) -> Figure:
     port = bench.writer.ask("port")["port"]
     kiln: list[list[float]] = []
     bare: list[list[float]] = []
-    for number in range(ROUNDS):
+    for number in rounds(ROUNDS, SECONDS):
         if number % 2:
             bare.append(_through_socket(bench, port))
         kiln.append(_through_kiln(bench))
@@ -96,7 +98,7 @@ def _live_figure(kiln: Sequence[list[float]], bare: Sequence[list[float]]) -> Fi
         compared=f"{p99 - percentile(all_bare, 99) * MS:+.0f} ms at p99",
         goal=f"p99 < {LATENCY_GOAL_MS} ms",
         met=p99 < LATENCY_GOAL_MS,
-        runs=f"{ROUNDS} x {LINES} x {READERS}",
+        runs=f"{len(kiln)} x {LINES} x {READERS}",
     )
 
 
@@ -106,7 +108,7 @@ def _catch_up(bench: Bench) -> list[Figure]:
     written = bench.writer.ask("fill", build_id=build_id, count=CATCH_UP_LINES)["seconds"]
     port = bench.stack.settings.api_port
     kiln, store = [], []
-    for _ in range(CATCH_UP_ROUNDS):
+    for _ in rounds(CATCH_UP_ROUNDS, SECONDS):
         kiln.append(bench.readers.ask("catch_up", port=port, path=path, count=CATCH_UP_LINES)["seconds"])
         store.append(bench.readers.ask("read_store", build_id=build_id, count=CATCH_UP_LINES)["seconds"])
     spread = ratios(store, kiln)
@@ -118,7 +120,7 @@ def _catch_up(bench: Bench) -> list[Figure]:
             compared=f"{spread.middle:.2f} times ({spread.low:.2f} to {spread.high:.2f})",
             goal="-",
             met=None,
-            runs=f"{CATCH_UP_ROUNDS} x 1",
+            runs=f"{len(kiln)} x 1",
         ),
         Figure(
             name=f"writing {CATCH_UP_LINES:,} lines",

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -35,8 +35,18 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 SQLITE_BUSY_SECONDS = 30
 SQLITE_BUSY_PAUSE_SECONDS = 0.01
+# A process that froze inside a transaction holds its locks no longer than this: its build's next attempt waits for them.
+IDLE_TRANSACTION_MILLISECONDS = 5000
 # Any number will do, so long as it is Kiln's own: two processes that migrate at once wait for each other.
 MIGRATION_LOCK = 0x6B696C6E
+
+
+# What the floors above call it: only the catalog knows SQLAlchemy.
+Transaction = Session
+
+
+class AlreadyThereError(KilnError):
+    """Another transaction wrote a row that must be unique first. The same transaction again will see it."""
 
 
 class Catalog:
@@ -116,7 +126,9 @@ def _answering() -> Iterator[None]:
         yield
     except (OperationalError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", error)
-        raise UnavailableError(f"the catalog does not answer: {type(cause).__name__}") from error
+        raise UnavailableError(f"the catalog does not answer (KILN_CATALOG_URL): {type(cause).__name__}") from error
+    except IntegrityError as error:
+        raise AlreadyThereError("another transaction wrote the same first") from error
 
 
 def _ensure_installation(connection: Connection) -> str:
@@ -148,7 +160,8 @@ def _with_driver(dsn: str) -> str:
 
 def _make_engine(dsn: str, pool_size: int) -> Engine:
     if not dsn.startswith("sqlite"):
-        return create_engine(dsn, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MILLISECONDS}"}
+        return create_engine(dsn, connect_args=options, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
     engine = create_engine(
         dsn, connect_args={"timeout": SQLITE_BUSY_SECONDS}, pool_size=pool_size, max_overflow=pool_size
     )

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Collection
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from api import machine_images
 from kiln.catalog import images
 from kiln.catalog.tables import Image
 from kiln.naming import delete_workflow_id
+from support.api_server import RunningApi, settings_for
 from support.dev_temporal import DevTemporal
 from support.parallel import Pending
 from support.processes import eventually
@@ -238,6 +240,22 @@ def test_a_deletion_that_lasts_goes_on_in_the_background(tenant: Tenant, impatie
     assert (answer.status_code, answer.content) == (202, b"")
     assert listed(tenant) == []
     assert delete(tenant, image_id).status_code == 404
+
+
+def test_a_stopping_server_leaves_a_deletion_to_the_background(
+    tmp_path: Path, temporal: DevTemporal, api: RunningApi
+) -> None:
+    """Whoever waits for it is answered at once."""
+    database = api.settings.catalog_url
+    with RunningApi(settings_for(tmp_path, temporal.port, catalog_url=database)) as stopping:
+        tenant = Tenant(stopping)
+        build_id = tenant.succeeded()
+        pending = Pending(lambda: delete(tenant, tenant.image_of(build_id).reference))
+        assert eventually(lambda: tenant.image_of(build_id).status == images.DELETING)
+        stopping.stop()
+        assert pending.result().status_code == 202
+        tenant.close()
+    assert stopping.stopped_in < 2
 
 
 def test_an_image_that_is_being_built_is_a_409(tenant: Tenant, neighbour: Tenant) -> None:

@@ -15,7 +15,7 @@ from support.rows import fresh_database
 from support.tenants import Tenant, error, shared_error
 
 BUILD_ID = "550e8400-e29b-41d4-a716-446655440000"
-NO_CATALOG = "the catalog does not answer: OperationalError"
+NO_CATALOG = "the catalog does not answer (KILN_CATALOG_URL): OperationalError"
 ALL_WELL = {"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok"}
 
 

@@ -99,6 +99,14 @@ def test_ten_chunked_megabytes_are_a_413_in_both_shapes(tenant: Tenant) -> None:
     assert (answer.status_code, answer.json()) == (413, TOO_LARGE)
 
 
+def test_ten_megabytes_without_a_key_are_a_401(tenant: Tenant) -> None:
+    """Who calls is asked before what is sent, and the connection serves the next request."""
+    body = json.dumps({"provider": "codex", "tags": {"a": "x" * 10_000_000}})
+    answer = tenant.api.http.post(PATH, content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert tenant.api.http.get("/healthz").status_code == 200
+
+
 def test_a_body_of_the_limit_is_read(tenant: Tenant) -> None:
     """The limit itself is allowed: it is the content that is refused here."""
     body = b'{"provider": "nobody"}'

@@ -4,11 +4,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from kiln.catalog import idempotency
 from kiln.catalog.ledger import CatalogLedger
-from kiln.catalog.session import Catalog
+from kiln.catalog.session import AlreadyThereError, Catalog
 from kiln.catalog.tables import IdempotencyKey
 from support.parallel import Pending
 from support.rows import add_organization
@@ -70,7 +69,7 @@ def test_a_key_is_free_after_a_day(catalog: Catalog, organization: str) -> None:
 def test_a_key_cannot_be_answered_twice(catalog: Catalog, organization: str) -> None:
     """A second answer under the same key is refused, with its whole transaction."""
     first = remember(catalog, answer(organization))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(AlreadyThereError):
         remember(catalog, answer(organization))
     assert found(catalog, organization) == first
 
@@ -81,7 +80,7 @@ def test_a_second_call_waits_for_the_first(catalog: Catalog, organization: str) 
         idempotency.remember(tx, answer(organization))
         second = Pending(lambda: remember(catalog, answer(organization)))
         assert second.is_waiting()
-    with pytest.raises(IntegrityError):
+    with pytest.raises(AlreadyThereError):
         second.result()
 
 

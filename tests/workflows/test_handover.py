@@ -145,6 +145,21 @@ class TestAWorkerThatFreezes:
         assert (end.status, kiln.row(build).attempt) == (BuildStatus.SUCCEEDED, 2)
         assert kiln.cloud.image_ids == {reference(end)}
 
+    async def test_a_cancel_does_not_wait_for_it(self, kiln: Harness) -> None:
+        """A build that is cancelled while its worker is silent ends cancelled once the lease is over, and stays so."""
+        kiln.tools.script = hangs
+        async with kiln.control():
+            with FreezableBuilder(kiln) as frozen:
+                build = await kiln.submit()
+                await kiln.reaches(build, "building")
+                frozen.freeze()
+                await kiln.handle(build).cancel()
+                await kiln.is_cancelled(build)
+                assert (kiln.row(build).status, kiln.cloud.resource_ids) == ("cancelled", set())
+                frozen.thaw()
+                await kiln.until(lambda: has_ended(kiln, 1))
+        assert (kiln.row(build).status, kiln.tools.started) == ("cancelled", [1])
+
     async def test_its_build_reads_queued_meanwhile(self, kiln: Harness) -> None:
         """A build whose worker fell silent is said to wait, once its lease is over."""
         kiln.tools.script = hangs
