@@ -1,8 +1,8 @@
 """Where a build's time goes, by the clocks of those who did the work: client, catalog, Temporal and log."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC
 from statistics import median
 
 from temporalio.api.history.v1 import HistoryEvent
@@ -20,12 +20,13 @@ from kiln.settings import Settings
 from kiln.temporal import connected_client
 
 LOG_LINES = 100_000
+BUILDER = "packer-build"
 MS = 1000
 # A build's moments in their order, and what passes before each of them.
 PHASES = {
     "row": "the request until its row is in the catalog",
     "workflow": "until Temporal has the workflow",
-    "claimed": "until the workflow has claimed the build",
+    "wanted": "until the workflow has claimed the build and asks for a builder",
     "builder": "until a builder takes it up",
     "tool": "until Packer runs: attempt, security group, variables, guard",
     "last_line": "Packer, until its last line",
@@ -86,36 +87,29 @@ def _of_catalog(catalog: Catalog, build_id: str) -> Timeline:
 
 
 async def _of_temporal(client: Client, build_id: str) -> Timeline:
-    events = [event async for event in client.get_workflow_handle(build_workflow_id(build_id)).fetch_history_events()]
-    scheduled = {
-        event.activity_task_scheduled_event_attributes.activity_type.name: event.event_id
-        for event in events
-        if event.HasField("activity_task_scheduled_event_attributes")
-    }
+    handle = client.get_workflow_handle(build_workflow_id(build_id))
+    events = [event async for event in handle.fetch_history_events()]
+    wanted = _first(events, lambda event: event.activity_task_scheduled_event_attributes.activity_type.name == BUILDER)
+    scheduled_id = wanted.event_id
+    builder = _first(
+        events, lambda event: event.activity_task_started_event_attributes.scheduled_event_id == scheduled_id
+    )
+    built = _first(
+        events, lambda event: event.activity_task_completed_event_attributes.scheduled_event_id == scheduled_id
+    )
     return {
         "workflow": _time(events[0]),
-        "claimed": _completed(events, scheduled["claim-build"]),
-        "builder": _started(events, scheduled["packer-build"]),
-        "built": _completed(events, scheduled["packer-build"]),
+        "wanted": _time(wanted),
+        "builder": _time(builder),
+        "built": _time(built),
     }
 
 
-def _started(events: Sequence[HistoryEvent], scheduled_id: int) -> float:
-    return next(
-        _time(event)
-        for event in events
-        if event.HasField("activity_task_started_event_attributes")
-        and event.activity_task_started_event_attributes.scheduled_event_id == scheduled_id
-    )
-
-
-def _completed(events: Sequence[HistoryEvent], scheduled_id: int) -> float:
-    return next(
-        _time(event)
-        for event in events
-        if event.HasField("activity_task_completed_event_attributes")
-        and event.activity_task_completed_event_attributes.scheduled_event_id == scheduled_id
-    )
+def _first(events: Sequence[HistoryEvent], wanted: Callable[[HistoryEvent], bool]) -> HistoryEvent:
+    for event in events:
+        if wanted(event):
+            return event
+    raise MeasurementError(f"a build's history tells of no {BUILDER} from its scheduling to its completion")
 
 
 def _time(event: HistoryEvent) -> float:
@@ -125,5 +119,7 @@ def _time(event: HistoryEvent) -> float:
 def _last_line(logs: LogStore, build_id: str) -> float:
     """When the tool's last line was read."""
     lines = [line for line in logs.read(build_id, 0, LOG_LINES) if isinstance(line, LogLine)]
-    times: list[datetime] = [line.time for line in lines if line.stream != "kiln"]
+    times = [line.time for line in lines if line.stream != "kiln"]
+    if not times:
+        raise MeasurementError(f"the log of build {build_id} has no line of Packer's")
     return times[-1].timestamp()

@@ -25,8 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.engine import make_url
 
+from kiln.dsn import database_url, postgres_options
 from kiln.errors import KilnError, UnavailableError
 
 SCHEMA_VERSION = 1
@@ -119,15 +119,19 @@ def _answering() -> Iterator[None]:
         yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         cause = getattr(error, "orig", None) or error
-        raise UnavailableError(f"the log store does not answer: {type(cause).__name__}: {cause}") from error
+        raise UnavailableError(f"the log store does not answer (KILN_LOGS_URL): {type(cause).__name__}") from error
 
 
 def _make_engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = database_url(url, "KILN_LOGS_URL")
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_size=CONNECTIONS, max_overflow=CONNECTIONS, pool_pre_ping=True)
+        return create_engine(
+            parsed,
+            connect_args=postgres_options(),
+            pool_size=CONNECTIONS,
+            max_overflow=CONNECTIONS,
+            pool_pre_ping=True,
+        )
     engine = create_engine(
         parsed, pool_size=CONNECTIONS, max_overflow=CONNECTIONS, connect_args={"timeout": SQLITE_BUSY_SECONDS}
     )

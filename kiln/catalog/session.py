@@ -23,20 +23,17 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from kiln.catalog.tables import Installation, UtcDateTime
+from kiln.dsn import database_url, postgres_options
 from kiln.errors import KilnError, UnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 SQLITE_BUSY_SECONDS = 30
 SQLITE_BUSY_PAUSE_SECONDS = 0.01
-# A process that froze inside a transaction holds its locks no longer than this: its build's next attempt waits for them.
-IDLE_TRANSACTION_MILLISECONDS = 5000
 # Any number will do, so long as it is Kiln's own: two processes that migrate at once wait for each other.
 MIGRATION_LOCK = 0x6B696C6E
 
@@ -57,7 +54,7 @@ class Catalog:
 
     def __init__(self, dsn: str, *, pool_size: int = 20) -> None:
         """Opens nothing yet. Raises KilnError if `dsn` is no database that Kiln knows."""
-        self._dsn = _with_driver(dsn)
+        self._dsn = database_url(dsn, "KILN_CATALOG_URL").render_as_string(hide_password=False)
         self.engine = _make_engine(self._dsn, pool_size)
 
     @contextlib.contextmanager
@@ -148,20 +145,11 @@ def database_now(session: Session, ahead: timedelta = timedelta(0)) -> ColumnEle
     return literal(datetime.now(UTC) + ahead, UtcDateTime)
 
 
-def _with_driver(dsn: str) -> str:
-    """The URL with the driver that Kiln brings. Raises KilnError if it is no database that Kiln knows."""
-    try:
-        url = make_url(dsn)
-        driver = DRIVERS[url.get_backend_name()]
-    except (ArgumentError, KeyError, ValueError):
-        raise KilnError("KILN_CATALOG_URL: must be a sqlite:/// or postgresql:// URL") from None
-    return url.set(drivername=driver).render_as_string(hide_password=False)
-
-
 def _make_engine(dsn: str, pool_size: int) -> Engine:
     if not dsn.startswith("sqlite"):
-        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MILLISECONDS}"}
-        return create_engine(dsn, connect_args=options, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True)
+        return create_engine(
+            dsn, connect_args=postgres_options(), pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=True
+        )
     engine = create_engine(
         dsn, connect_args={"timeout": SQLITE_BUSY_SECONDS}, pool_size=pool_size, max_overflow=pool_size
     )

@@ -12,6 +12,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog.session import Catalog
 from support.harness import Harness, copied_catalog, register_search_attributes
+from workflows.start import SEARCH_ATTRIBUTES
 
 
 @pytest_asyncio.fixture
@@ -44,6 +45,20 @@ def kiln(environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path) 
     harness = Harness(environment.client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=True)
     yield harness
     harness.close()
+
+
+@pytest_asyncio.fixture
+async def real_kiln(migrated_file: Path, tmp_path: Path) -> AsyncIterator[Harness]:
+    """A Kiln on a server that skips no time: the other one misses no heartbeat once a cancel was asked for."""
+    async with await WorkflowEnvironment.start_local(
+        dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
+        dev_server_log_level="error",
+        data_converter=pydantic_data_converter,
+        search_attributes=SEARCH_ATTRIBUTES,
+    ) as environment:
+        harness = Harness(environment.client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=False)
+        yield harness
+        harness.close()
 
 
 @pytest.fixture(autouse=True)

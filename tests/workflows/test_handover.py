@@ -145,8 +145,9 @@ class TestAWorkerThatFreezes:
         assert (end.status, kiln.row(build).attempt) == (BuildStatus.SUCCEEDED, 2)
         assert kiln.cloud.image_ids == {reference(end)}
 
-    async def test_a_cancel_does_not_wait_for_it(self, kiln: Harness) -> None:
+    async def test_a_cancel_does_not_wait_for_it(self, real_kiln: Harness) -> None:
         """A build that is cancelled while its worker is silent ends cancelled once the lease is over, and stays so."""
+        kiln = real_kiln
         kiln.tools.script = hangs
         async with kiln.control():
             with FreezableBuilder(kiln) as frozen:
