@@ -117,7 +117,7 @@ class LogDatabase:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+    except (exc.OperationalError, exc.InternalError, exc.InterfaceError, exc.TimeoutError) as error:
         cause = getattr(error, "orig", None) or error
         raise UnavailableError(f"the log store does not answer (KILN_LOGS_URL): {type(cause).__name__}") from error
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -121,7 +121,7 @@ class Catalog:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, PoolTimeoutError) as error:
+    except (OperationalError, InternalError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", error)
         raise UnavailableError(f"the catalog does not answer (KILN_CATALOG_URL): {type(cause).__name__}") from error
     except IntegrityError as error:
