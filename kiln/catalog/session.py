@@ -61,6 +61,8 @@ class Catalog:
     def read(self) -> Iterator[Session]:
         """A session for reading only; whatever it is made to write is rolled back."""
         with self._session() as session:
+            if self.engine.dialect.name == "postgresql":
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             self._begin(session, "BEGIN")
             yield session
             session.expunge_all()  # a rollback would forget what the rows say
