@@ -144,8 +144,9 @@ async def test_signals_are_not_ignored(tools: Tools):
     lines, _ = await tools.python(
         "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('SigIgn')][0])"
     )
-    python_ignores = (1 << (signal.SIGPIPE - 1)) | (1 << (signal.SIGXFSZ - 1))
-    assert int(lines[0].text, 16) & ~python_ignores == 0
+    ignored = {number for number in range(1, 65) if int(lines[0].text, 16) & (1 << (number - 1))}
+    # Python ignores two itself; what the C library keeps for its threads nobody above it can set, only inherit.
+    assert ignored & signal.valid_signals() <= {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 async def test_directory(tools: Tools, tmp_path: Path):
