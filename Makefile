@@ -16,12 +16,12 @@ JOBS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packer test-tools demo up test check bench lock clean
+.PHONY: help setup packer containers test-tools demo up test check bench lock clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
 
-setup: $(KILN_READY) packer
+setup: $(KILN_READY) packer containers
 
 $(PYTHON_READY): | scripts/setup.sh
 	scripts/setup.sh venv $(VENV)
@@ -38,6 +38,9 @@ $(KILN_READY): pyproject.toml $(PACKAGES_READY)
 
 packer:
 	@scripts/setup.sh packer
+
+containers:
+	@scripts/setup.sh containers
 
 test-tools:
 	@scripts/setup.sh test-tools

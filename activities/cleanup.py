@@ -32,7 +32,7 @@ class CleanupActivities:
         Raises LeftoversError while something is still there, CloudUnavailableError; both are retried without limit.
         """
         footprint = self._ledger.fence(build.build_id)
-        _wait(footprint.remaining_lease)
+        wait(footprint.remaining_lease)
         if footprint.account is None:  # no attempt ever reached the cloud
             return CleanupReport()
         self._refuse_other_account(footprint)
@@ -61,7 +61,7 @@ class CleanupActivities:
                 return seen
             if time.monotonic() - began > PATIENCE.total_seconds():
                 raise LeftoversError("still there: " + ", ".join(sorted(_names(left))))
-            _wait(pause)
+            wait(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
 
 
@@ -69,7 +69,7 @@ def _names(resources: Iterable[Resource]) -> set[str]:
     return {str(resource) for resource in resources}
 
 
-def _wait(duration: timedelta) -> None:
+def wait(duration: timedelta) -> None:
     """Sleeps, and stays alive in Temporal's eyes."""
     until = time.monotonic() + duration.total_seconds()
     while True:

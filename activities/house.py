@@ -9,8 +9,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from kiln.models import BuildStatus, HouseReport, LostBuild
-from kiln.naming import build_workflow_id
-from kiln.ports import BuildBrief, Cloud, Ledger, LivingImage, Resource
+from kiln.naming import build_of_context, build_workflow_id
+from kiln.ports import BuildBrief, Cloud, Contexts, Ledger, LivingImage, Resource
 
 LOST_AT_ONCE = 20
 DESCRIBE_TIMEOUT = timedelta(seconds=5)
@@ -18,6 +18,10 @@ DESCRIBE_TIMEOUT = timedelta(seconds=5)
 START_PATIENCE = timedelta(seconds=5)
 # The sweep leaves alone what a build ended only just now may still be cleaning up itself.
 SWEEP_GRACE = timedelta(minutes=5)
+
+# An upload in progress is a client's for so long; what is older, a server left behind when it was killed.
+UPLOAD_PATIENCE = timedelta(hours=2)
+CONTEXT_GRACE = timedelta(minutes=5)
 
 # A succeeded build's AMI and snapshots are its users', whatever became of the catalog's row of them.
 IMAGE_KINDS = frozenset({"image", "snapshot"})
@@ -29,19 +33,21 @@ IMAGE_GONE = "deregistered in EC2 by somebody else than Kiln"
 class HouseActivities:
     """Each is a pass that the next round repeats. Unknown means keep."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what it looks after
         self,
         *,
         ledger: Ledger,
         cloud: Cloud,
         client: Client,
         regions: tuple[str, ...],
+        contexts: Contexts | None = None,
         sweep_grace: timedelta = SWEEP_GRACE,
     ) -> None:
         self._ledger = ledger
         self._cloud = cloud
         self._client = client
         self._regions = regions
+        self._contexts = contexts
         self._sweep_grace = sweep_grace
 
     @activity.defn(name="find-lost-builds")
@@ -101,6 +107,16 @@ class HouseActivities:
                 activity.heartbeat()
                 if self._is_nobodys(resource):
                     self._cloud.remove(resource)
+        if self._contexts is not None:
+            self._sweep_contexts(self._contexts)
+
+    def _sweep_contexts(self, contexts: Contexts) -> None:
+        """Contexts whose build is over, or was never written down: an upload is older than its row."""
+        contexts.sweep_unfinished(UPLOAD_PATIENCE)
+        stale = {build_of_context(key): key for key in contexts.stale(max(self._sweep_grace, CONTEXT_GRACE))}
+        for build_id in self._ledger.over(stale):
+            activity.heartbeat()
+            contexts.delete(stale[build_id])
 
     def _is_nobodys(self, resource: Resource) -> bool:
         brief = self._ledger.build_of(resource.build_id) if resource.build_id else None

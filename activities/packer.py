@@ -28,11 +28,11 @@ class PackerActivities:
             async with beating(attempt.heartbeat_details):
                 return await attempt.run()
         except asyncio.CancelledError:
-            _raise_unless_users_cancel()
+            raise_unless_users_cancel()
             raise
 
 
-def _raise_unless_users_cancel() -> None:
+def raise_unless_users_cancel() -> None:
     """A worker that stops, or an operator who pauses or resets the activity, does not cancel the build."""
     why = activity.cancellation_details()
     if why is None or why.cancel_requested:

@@ -6,24 +6,30 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import builds, health, machine_images
-from api.deps import Parts
+from api import builds, cloud_builds, container_images, health, machine_images, registry_token
+from api.deps import Containers, Parts
 from api.errors import install_error_handlers
-from api.limits import rate_limit
+from api.limits import container_limits, rate_limit
 from api.openapi import describe_bodies
 from kiln import __version__
+from kiln.adapters.contexts import open_contexts
 from kiln.adapters.log_book import LogReader
-from kiln.adapters.objects import DirectoryStore
+from kiln.adapters.registry import KilnRegistry
+from kiln.adapters.registry_public import AnonymousRegistries
 from kiln.adapters.templates import Templates
 from kiln.catalog.session import Catalog
 from kiln.naming import DEFAULT_TEMPLATE
+from kiln.registry_tokens import BuildCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import PROJECT_ROOT, Settings
 from kiln.temporal import lazy_client
 
-DESCRIPTION = "Durable machine-image builds: Packer driven by Temporal."
+DESCRIPTION = "Durable builds of machine and container images: Packer and BuildKit driven by Temporal."
 TAGS = [
     {"name": "machine-images", "description": "AMIs built with Packer."},
+    {"name": "container-images", "description": "Container images, built from Dockerfiles or copied."},
+    {"name": "cloud-builds", "description": "Container images, built from uploaded archives."},
+    {"name": "registry", "description": "The tokens that open the image registry."},
     {"name": "kiln", "description": "Builds of every kind through one lens."},
     {"name": "operations", "description": "Probes and metrics, without a key."},
 ]
@@ -41,7 +47,8 @@ def create_app(parts: Parts) -> FastAPI:
     )
     app.state.parts = parts
     install_error_handlers(app)
-    for module in (machine_images, builds, health):
+    # container_images stands before machine_images: its paths are longer, and would else be taken for an AMI's id.
+    for module in (container_images, machine_images, cloud_builds, builds, registry_token, health):
         app.include_router(module.router)
     describe_bodies(app, parts)
     return app
@@ -56,6 +63,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     finally:
         parts.closing.set()
         await parts.logs.aclose()
+        await asyncio.to_thread(parts.containers.registry.close)
         await asyncio.to_thread(parts.catalog.close)
 
 
@@ -63,6 +71,8 @@ async def _make_parts(settings: Settings) -> Parts:
     # What only the settings can spoil comes before anything is written.
     sealer = Sealer(settings.secret_key)
     build_limit = rate_limit(settings.machine_build_rate)
+    limits = container_limits(settings)
+    containers = _containers(settings, sealer)
     catalog = Catalog(settings.catalog_dsn)
     await asyncio.to_thread(catalog.migrate)
     templates = Templates(PROJECT_ROOT / "packer", settings.template_dir)
@@ -71,9 +81,22 @@ async def _make_parts(settings: Settings) -> Parts:
         settings=settings,
         catalog=catalog,
         logs=await asyncio.to_thread(LogReader, settings.logs_dsn),
-        objects=DirectoryStore(settings.home_dir / "objects"),
+        contexts=open_contexts(settings),
+        containers=containers,
         temporal=await lazy_client(settings),
         templates=templates,
         sealer=sealer,
         build_limit=build_limit,
+        container_limits=limits,
+    )
+
+
+def _containers(settings: Settings, sealer: Sealer) -> Containers:
+    tokens = RegistryTokens(settings.registry_key_file)
+    return Containers(
+        registry=KilnRegistry(settings.registry_host, tokens),
+        public=AnonymousRegistries(settings.transfer_registries),
+        tokens=tokens,
+        credentials=BuildCredentials(sealer),
+        off=settings.containers_off if settings.containers else "KILN_CONTAINERS says so",
     )

@@ -1,29 +1,56 @@
-"""Reading a JSON body that may be anything: bounded, and refused in both contracts' shapes before it is understood."""
+"""Reading a JSON body that may be anything: bounded, and refused before it is understood; and the key to repeat it by."""
 
 import json
+import re
 from typing import Any
 
 from fastapi import Request
 
 from api.errors import ApiError
+from kiln.errors import InvalidRequestError
+
+IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
+IDEMPOTENCY_PARAMETER = {
+    "in": "header",
+    "name": "Idempotency-Key",
+    "description": "makes a repeated POST answer as the first, for a day",
+    "schema": {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
+}
 
 
-async def json_object(request: Request, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
+def idempotency_key(request: Request) -> str | None:
+    """The key under which a repeated POST is answered as the first; None without one. Raises InvalidRequestError."""
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise InvalidRequestError("Idempotency-Key", "must be sent once")
+    if keys and not IDEMPOTENCY_KEY.fullmatch(keys[0]):
+        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
+    return keys[0] if keys else None
+
+
+async def json_object(request: Request, limit_bytes: int, *, shared: bool = False) -> tuple[bytes, dict[str, Any]]:
     """The raw body and the object in it.
 
     Raises ApiError 413 as soon as the body is known to be too long, 415 for another media type, 422 for what is no
-    JSON object. All of them carry both contracts' errors. What is left of a body that is too long, the server discards.
+    JSON object; with `shared`, in both contracts' shapes. What is left of a body that is too long, the server discards.
     """
+    try:
+        return await _json_object(request, limit_bytes)
+    except ApiError as error:
+        raise (error.as_shared() if shared else error) from None
+
+
+async def _json_object(request: Request, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
     _check_media_type(request)
     raw = await _bounded(request, limit_bytes)
     try:
         parsed = _parsed(raw.decode())
     except UnicodeError:
-        raise _refused(422, "invalid_request", "body: not valid Unicode") from None
+        raise ApiError(422, "invalid_request", "body: not valid Unicode") from None
     except (ValueError, RecursionError):
-        raise _refused(422, "invalid_request", "body: not valid JSON") from None
+        raise ApiError(422, "invalid_request", "body: not valid JSON") from None
     if not isinstance(parsed, dict):
-        raise _refused(422, "invalid_request", "body: must be a JSON object")
+        raise ApiError(422, "invalid_request", "body: must be a JSON object")
     return raw, parsed
 
 
@@ -41,7 +68,7 @@ def _check_media_type(request: Request) -> None:
     if media_type != "application/json" and not (
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
-        raise _refused(415, "unsupported_media_type", f"Content-Type: must be application/json, not {media_type[:100]}")
+        raise ApiError(415, "unsupported_media_type", f"Content-Type: must be application/json, not {media_type[:100]}")
 
 
 async def _bounded(request: Request, limit_bytes: int) -> bytes:
@@ -57,11 +84,7 @@ async def _bounded(request: Request, limit_bytes: int) -> bytes:
 
 
 def _too_large(limit_bytes: int) -> ApiError:
-    return _refused(413, "payload_too_large", f"body: at most {limit_bytes} bytes are read")
-
-
-def _refused(status: int, code: str, message: str) -> ApiError:
-    return ApiError(status, code, message, shared=True)
+    return ApiError(413, "payload_too_large", f"body: at most {limit_bytes} bytes are read")
 
 
 def _refuse_constant(name: str) -> None:

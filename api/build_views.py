@@ -23,7 +23,7 @@ class ImageBody(BaseModel):
     kind: str = Field(examples=["ami"])
     reference: str = Field(examples=["ami-0abcdef1234567890"])
     ami_id: str | None = Field(examples=["ami-0abcdef1234567890"])
-    digest: str | None = Field(examples=[None])
+    digest: str | None = Field(examples=["sha256:9f86d081884c7d65…"])
     region: str | None = Field(examples=["us-east-1"])
     platform: str | None = Field(examples=["linux/amd64"])
     size_bytes: int | None = Field(examples=[8589934592])
@@ -113,17 +113,24 @@ def build_body(found: BuildWithImage, live: Live) -> dict[str, Any]:
         "started_at": iso_or_none(build.started_at),
         "completed_at": iso_or_none(build.completed_at),
         "progress": live.progress,
-        **({"simulated": True} if (image.simulated if image else live.simulated) else {}),
+        **({"simulated": True} if _is_simulated(found, live) else {}),
     }
+
+
+def _is_simulated(found: BuildWithImage, live: Live) -> bool:
+    """Only machine images are made in an EC2 that may be a simulated one."""
+    if found.image is not None:
+        return found.image.simulated
+    return live.simulated and found.build.kind == BuildKind.MACHINE
 
 
 def _image(image: Image) -> dict[str, Any]:
     return {
         "kind": image.kind,
         "reference": image.reference,
-        "ami_id": image.reference,
-        "digest": None,
-        "region": image.region,
+        "ami_id": image.reference if image.kind == "ami" else None,
+        "digest": image.digest,
+        "region": image.region or None,
         "platform": image.platform,
         "size_bytes": image.size_bytes,
         "simulated": image.simulated,
@@ -136,7 +143,11 @@ def _image(image: Image) -> dict[str, Any]:
 def _spec(build: Build) -> dict[str, Any]:
     """What was asked, secrets left out: their names stay, so that nobody wonders where they went."""
     spec = {name: value for name, value in build.spec.items() if name not in ("kind", "template", "secret_names")}
-    return {**spec, "template_source": build.spec["template"], "secret_variables": build.spec["secret_names"]}
+    if "template" in build.spec:
+        spec["template_source"] = build.spec["template"]
+    if "secret_names" in build.spec:
+        spec["secret_variables"] = build.spec["secret_names"]
+    return spec
 
 
 def _queued_seconds(build: Build) -> float:

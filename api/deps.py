@@ -2,22 +2,34 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from fastapi import Depends, Request
 from temporalio.client import Client
 
-from api.limits import RateLimit
+from api.limits import ContainerLimits, RateLimit
 from kiln.catalog.session import Catalog
-from kiln.ports import LogReading, TemplateShelf
+from kiln.errors import UnavailableError
+from kiln.ports import Contexts, LogReading, PublicRegistries, Registry, TemplateShelf
+from kiln.registry_tokens import BuildCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import Settings
 
 
-class Pinged(Protocol):
-    """A part that can say whether it answers. Raises UnavailableError."""
+@dataclass(frozen=True)
+class Containers:
+    """What container images need. `off` is the reason why this server builds none, in one sentence; "" if it does."""
 
-    def ping(self) -> None: ...
+    registry: Registry
+    public: PublicRegistries
+    tokens: RegistryTokens
+    credentials: BuildCredentials
+    off: str = ""
+
+    def require(self) -> None:
+        """Raises UnavailableError with the reason where container builds are off."""
+        if self.off:
+            raise UnavailableError(f"container builds are off: {self.off}")
 
 
 @dataclass(frozen=True)
@@ -27,11 +39,13 @@ class Parts:
     settings: Settings
     catalog: Catalog
     logs: LogReading
-    objects: Pinged
+    contexts: Contexts
+    containers: Containers
     temporal: Client
     templates: TemplateShelf
     sealer: Sealer
     build_limit: RateLimit
+    container_limits: ContainerLimits
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -1,6 +1,12 @@
-"""Error bodies. machine-images and kiln answer `{"error": {"code", "message"}}`; container-images `{"detail"}`."""
+"""Error bodies: `{"error": {"code", "message"}}` of machine-images and kiln, `{"detail"}` of container-images, cloud-builds
+and the registry's token endpoint.
+
+Whose shape an answer has follows from the request's path (`speaks_detail`); where two contracts share a route, from what
+the route found in the request (`answer_in_detail`).
+"""
 
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import UnionType
@@ -14,11 +20,17 @@ from starlette.requests import ClientDisconnect
 
 from kiln.errors import (
     BuildNotFoundError,
+    ConflictError,
+    ContextInvalidError,
+    ContextMissingError,
+    ContextTooLargeError,
     IdempotencyKeyReusedError,
     ImageBuildingError,
     ImageNotFoundError,
     InvalidRequestError,
     KilnError,
+    NotFoundError,
+    SourceUnavailableError,
     UnavailableError,
 )
 
@@ -26,6 +38,22 @@ RETRY_AFTER_SECONDS = 5
 # A caller's own names are repeated to them, but not at any length.
 NAME_LENGTH = 100
 INTERNAL_MESSAGE = "the server failed; the failure is in its log"
+IMAGES_PATH = "/api/v1/images"
+DETAIL_PREFIXES = ("/v5/", "/registry/")
+# What only container-images lists below /api/v1/images, by method.
+CONTAINER_PATHS = {
+    "GET": re.compile(r"/build/[^/]+"),
+    "POST": re.compile(r"/build/[^/]+/(start|cancel)"),
+    "PUT": re.compile(r"/uploads/.*"),
+    "PATCH": re.compile(""),
+    "DELETE": re.compile(r"/.+/[^/]+"),
+}
+# In paths, what may itself be a path.
+NAMES_WITH_SLASHES = ("image_name",)
+# A listing with one of these is a container listing.
+PAGING = ("offset", "limit")
+# Clients of container-images look for these digits in a message to learn the status.
+STATUS_DIGITS = re.compile("40[34]")
 log = logging.getLogger("kiln.api")
 
 
@@ -76,6 +104,42 @@ class ApiError(Exception):
         return JSONResponse(body, self.status, headers=self.headers)
 
 
+class DetailError(Exception):
+    """An answer other than success in the shape `{"detail": message}`, wherever it is raised."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = STATUS_DIGITS.sub(lambda found: found[0] if found[0] == str(status) else "…", message)
+        self.headers = dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"detail": self.message}, self.status, headers=self.headers)
+
+
+def answer_in_detail(request: Request) -> None:
+    """Has every error of this request from now on answered as `{"detail": …}`: it is a container-images request."""
+    request.state.detail = True
+
+
+def speaks_detail(request: Request) -> bool:
+    """Whether this request's errors are `{"detail": …}`: it belongs to container-images, cloud-builds or the registry."""
+    path = request.url.path
+    if getattr(request.state, "detail", False) or path.startswith(DETAIL_PREFIXES):
+        return True
+    if path != IMAGES_PATH and not path.startswith(f"{IMAGES_PATH}/"):
+        return False
+    if request.method == "GET" and path == IMAGES_PATH:
+        return lists_containers(request)
+    listed = CONTAINER_PATHS.get(request.method)
+    return listed is not None and listed.fullmatch(path.removeprefix(IMAGES_PATH)) is not None
+
+
+def lists_containers(request: Request) -> bool:
+    """Whether `GET /api/v1/images` asks for container images."""
+    return any(name in request.query_params for name in PAGING)
+
+
 def invalid(field: str, problem: str) -> ApiError:
     """A 422 that names the field."""
     return ApiError(422, "invalid_request", f"{field}: {problem}")
@@ -95,8 +159,14 @@ CODES: dict[type[KilnError], tuple[int, str]] = {
     InvalidRequestError: (422, "invalid_request"),
     BuildNotFoundError: (404, "build_not_found"),
     ImageNotFoundError: (404, "image_not_found"),
+    NotFoundError: (404, "not_found"),
     ImageBuildingError: (409, "image_building"),
     IdempotencyKeyReusedError: (409, "idempotency_key_reused"),
+    ConflictError: (409, "conflict"),
+    ContextMissingError: (409, "context_missing"),
+    ContextTooLargeError: (413, "payload_too_large"),
+    ContextInvalidError: (422, "context_invalid"),
+    SourceUnavailableError: (422, "source_unavailable"),
     UnavailableError: (503, "unavailable"),
 }
 
@@ -128,34 +198,79 @@ def from_http(error: HTTPException) -> ApiError:
 def install_error_handlers(app: FastAPI) -> None:
     """Every way in which a request can fail ends in a contract's shape."""
 
-    @app.exception_handler(ApiError)
-    async def _api(_request: Request, error: ApiError) -> JSONResponse:
+    @app.exception_handler(DetailError)
+    async def _detail(_request: Request, error: DetailError) -> JSONResponse:
         return error.response()
 
+    @app.exception_handler(ApiError)
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return _shaped(request, error)
+
     @app.exception_handler(KilnError)
-    async def _kiln(_request: Request, error: KilnError) -> JSONResponse:
-        return from_kiln(error).response()
+    async def _kiln(request: Request, error: KilnError) -> JSONResponse:
+        return _shaped(request, from_kiln(error))
 
     @app.exception_handler(RequestValidationError)
-    async def _validation(_request: Request, error: RequestValidationError) -> JSONResponse:
-        return from_validation(error).response()
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _shaped(request, from_validation(error))
+
+    @app.exception_handler(ValidationError)
+    async def _model(request: Request, error: ValidationError) -> JSONResponse:
+        return _shaped(request, from_validation(error))
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
-        return from_http(error).response()
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        answer = from_http(error)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            answer.headers["Allow"] = _allowed(request)
+        return _shaped(request, answer)
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=400)  # nobody reads it: the caller left in mid-body
 
     @app.exception_handler(Exception)
-    async def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return internal().response()
+    async def _unexpected(request: Request, _error: Exception) -> JSONResponse:
+        return _shaped(request, internal())
+
+
+def _allowed(request: Request) -> str:
+    """The methods that a path knows, by the app's document: those of the template that says most of it literally."""
+    paths: dict[str, dict[str, object]] = request.app.openapi()["paths"]
+    here = request.url.path
+    known = [path for path in paths if path == here or _template(path).fullmatch(here)]
+    closest = max(known, key=lambda path: (path == here, len(re.sub(r"\{\w+\}", "", path))), default="")
+    return ", ".join(sorted(method.upper() for method in paths.get(closest, {})))
+
+
+def _template(path: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", path)
+    names = (".*" if name in NAMES_WITH_SLASHES else "[^/]+" for name in pieces[1::2])
+    return re.compile(
+        "".join(literal + name for literal, name in zip(map(re.escape, pieces[::2]), [*names, ""], strict=True))
+    )
+
+
+def as_detail(error: ApiError) -> DetailError:
+    """The same error in the other shape."""
+    return DetailError(error.status, error.message, error.headers)
+
+
+def _shaped(request: Request, error: ApiError) -> JSONResponse:
+    """The error in its request's own shape; one that carries both is both contracts' already."""
+    if not error.shared and speaks_detail(request):
+        return as_detail(error).response()
+    return error.response()
 
 
 HEADERS: dict[int, dict[str, object]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "the scheme to use"}},
-    429: {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds until the next request is served"}},
+    429: {
+        "Retry-After": {"schema": {"type": "integer"}, "description": "seconds until the next request is served"},
+        "X-RateLimit-Limit": {"schema": {"type": "integer"}, "description": "requests served in a window"},
+        "X-RateLimit-Remaining": {"schema": {"type": "integer"}, "description": "requests that are left in it"},
+        "X-RateLimit-Reset": {"schema": {"type": "integer"}, "description": "seconds until the next request is served"},
+    },
     503: {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds after which to try again"}},
 }
 
@@ -182,6 +297,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
 def shared_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for a request that is refused before it is clear whose it is."""
     return {status: _documented(status, SharedErrorBody, _shared_example(status)) for status in statuses}
+
+
+def detail_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for these statuses, in the shape `{"detail": …}`."""
+    return {status: _documented(status, DetailBody, {"detail": EXAMPLES[status][1]}) for status in statuses}
 
 
 def either_errors(*statuses: int) -> dict[int | str, dict[str, object]]:

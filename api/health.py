@@ -22,6 +22,7 @@ from kiln.errors import KilnError
 
 PATIENCE = timedelta(seconds=2)
 OK = "ok"
+NEEDED = ("catalog", "temporal", "object_store", "logs")
 
 log = logging.getLogger("kiln.api")
 router = APIRouter(tags=["operations"])
@@ -36,7 +37,9 @@ class Readiness(BaseModel):
 
     status: str = Field(examples=["ready"], description="ready, or unavailable")
     ec2: str = Field(examples=["simulated"], description="simulated, or aws")
-    parts: dict[str, str] = Field(examples=[{"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok"}])
+    parts: dict[str, str] = Field(
+        examples=[{"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok", "containers": "ok"}]
+    )
 
 
 @router.get("/healthz", summary="Is the process alive?", response_model=Health)
@@ -51,13 +54,18 @@ def healthz() -> dict[str, str]:
     responses={503: {"model": Readiness, "description": "A part does not answer", "headers": HEADERS[503]}},
 )
 async def readyz(parts: P) -> JSONResponse:
-    """503, with which is down, unless every part answers."""
-    names = ("catalog", "temporal", "object_store", "logs")
+    """503, with which is down, unless every part answers. `containers` says `off`, and why, where none are built; a
+    registry that is away is named, but takes the other APIs along as little."""
     states = await asyncio.gather(
-        _state(parts.catalog.ping), _temporal_state(parts), _state(parts.objects.ping), _state(parts.logs.ping)
+        _state(parts.catalog.ping),
+        _temporal_state(parts),
+        _state(parts.contexts.ping),
+        _state(parts.logs.ping),
+        _container_state(parts),
     )
-    found = dict(zip(names, states, strict=True))
-    ready = all(state == OK for state in states)
+    found = dict(zip((*NEEDED, "containers"), states, strict=True))
+    # A server without its registry, or told to build no containers, is ready for everything else.
+    ready = all(found[name] == OK for name in NEEDED)
     body = {"status": "ready" if ready else "unavailable", "ec2": parts.settings.ec2.value, "parts": found}
     return JSONResponse(body, 200 if ready else 503, headers={} if ready else {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
@@ -86,6 +94,12 @@ async def _state(ping: Callable[[], None]) -> str:
         log.exception("a part failed when it was asked")
         return "failed; the failure is in the server's log"
     return OK
+
+
+async def _container_state(parts: Parts) -> str:
+    if parts.containers.off:
+        return f"off: {parts.containers.off}"
+    return await _state(parts.containers.registry.ping)
 
 
 async def _temporal_state(parts: Parts) -> str:

@@ -23,7 +23,10 @@ TEXT_PAGE_LINES = 1000
 PING = b": ping\n\n"
 # A line may have 1 MB, and a reader may be slow: no more than these wait for it in memory.
 READY_EVENTS = 32
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Translate = Callable[[BuildStatus], str]
+# How a dialect writes an event; b"" for one that it does not tell.
+Encode = Callable[[LogLine | Gap | End], bytes]
 Ready = asyncio.Queue[bytes | None]
 log = logging.getLogger("kiln.api")
 
@@ -69,15 +72,28 @@ def log_response(  # noqa: PLR0913, PLR0917  what a request carries
     Raises ApiError 422 for a `Last-Event-ID` that is no line number, UnavailableError.
     """
     start = _start(after, last_event_id)
-    if build.cleaned_at is not None:
-        # Whoever closed the build ends its log next, but may have been killed in between.
-        parts.logs.end(build.id, build.status)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    _end_if_over(parts, build)
     if _wants_text(request):
         text = iterate_in_threadpool(_text(parts, build.id, start))
-        return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=headers)
-    events = _events(parts, build.id, start, translate)
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=HEADERS)
+    events = _events(parts, build.id, start, lambda event: _event(event, translate))
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+
+
+def line_response(parts: Parts, build: Build) -> Response:
+    """The whole log and then what comes, as events that are a line each and nothing else; blocks a moment.
+
+    A client that knows no other events may read it: no ids, no names, and no event at the end. Raises UnavailableError.
+    """
+    _end_if_over(parts, build)
+    events = _events(parts, build.id, 0, _line_alone)
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+
+
+def _end_if_over(parts: Parts, build: Build) -> None:
+    """Whoever closed the build ends its log next, but may have been killed in between."""
+    if build.cleaned_at is not None:
+        parts.logs.end(build.id, build.status)
 
 
 def _start(after: int, last_event_id: str) -> int:
@@ -93,10 +109,10 @@ def _wants_text(request: Request) -> bool:
     return "text/plain" in accept and "text/event-stream" not in accept
 
 
-async def _events(parts: Parts, build_id: str, after: int, translate: Translate) -> AsyncIterator[bytes]:
+async def _events(parts: Parts, build_id: str, after: int, encode: Encode) -> AsyncIterator[bytes]:
     """Events as they come, a comment when none has come for a while, and no more once the server stops."""
     ready: Ready = asyncio.Queue(READY_EVENTS)
-    pump = asyncio.create_task(_pump(parts.logs.follow(build_id, after), ready, translate))
+    pump = asyncio.create_task(_pump(parts.logs.follow(build_id, after), ready, encode))
     closing = asyncio.create_task(parts.closing.wait())
     coming: asyncio.Task[list[bytes | None]] | None = None
     try:
@@ -117,12 +133,12 @@ async def _events(parts: Parts, build_id: str, after: int, translate: Translate)
         await asyncio.gather(*unfinished, return_exceptions=True)
 
 
-async def _pump(source: AsyncIterator[LogLine | Gap | End], ready: Ready, translate: Translate) -> None:
+async def _pump(source: AsyncIterator[LogLine | Gap | End], ready: Ready, encode: Encode) -> None:
     """Brings every event, and None after the last; a reader who is slow holds it up."""
     async with contextlib.aclosing(source):  # type: ignore[type-var]  # an async generator
         try:
             async for event in source:
-                await ready.put(_event(event, translate))
+                await ready.put(encode(event))
         except Exception:
             log.exception("a log cannot be followed any further; its readers may resume")
     await ready.put(None)
@@ -147,6 +163,12 @@ def _event(event: LogLine | Gap | End, translate: Translate) -> bytes:
             return _encode("end", {"status": translate(BuildStatus(event.status))}, None)
 
 
+def _line_alone(event: LogLine | Gap | End) -> bytes:
+    if isinstance(event, End):
+        return b""
+    return f"data: {json.dumps({'line': _text_line(event)})}\n\n".encode()
+
+
 def _encode(name: str, data: Mapping[str, object], number: int | None) -> bytes:
     head = f"id: {number}\n" if number is not None else ""
     # JSON in ASCII holds no line end of any kind, so one event's data is one line.
@@ -158,15 +180,15 @@ def _text(parts: Parts, build_id: str, after: int) -> Iterator[str]:
         lines = parts.logs.read(build_id, after, TEXT_PAGE_LINES)
         if not lines:
             return
-        yield "".join(_text_line(line) for line in lines)
+        yield "".join(f"{_text_line(line)}\n" for line in lines)
         last = lines[-1]
         after = last.last if isinstance(last, Gap) else last.number
 
 
 def _text_line(line: LogLine | Gap) -> str:
     if isinstance(line, Gap):
-        return f"[kiln] lines {line.first} to {line.last} were lost: {line.reason}\n"
-    return f"[kiln] {line.text}\n" if line.stream == "kiln" else f"{line.text}\n"
+        return f"[kiln] lines {line.first} to {line.last} were lost: {line.reason}"
+    return f"[kiln] {line.text}" if line.stream == "kiln" else line.text
 
 
 def _time(moment: datetime) -> str:

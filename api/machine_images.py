@@ -2,21 +2,23 @@
 
 import asyncio
 import contextlib
-import re
 import time
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from api import container_images
 from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, caller, require
-from api.body import json_object
+from api.body import IDEMPOTENCY_PARAMETER, idempotency_key, json_object
 from api.cancel import cancel
+from api.container_requests import is_container_body
+from api.container_views import ContainerBuildAnswer, ContainerImageList
 from api.deps import P, Parts
-from api.errors import ApiError, either_errors, errors, from_kiln, shared_errors
+from api.errors import ApiError, either_errors, errors, from_kiln, lists_containers, shared_errors
 from api.ids import BuildId, ImageId, Name, ami_id_of, build_id_of
 from api.log_stream import LOG_RESPONSES, AfterQuery, LastEventId, log_response
 from api.machine_requests import understand
@@ -31,6 +33,7 @@ from api.machine_views import (
     pending_since,
     shown,
 )
+from api.openapi import EITHER_BODY
 from api.patience import promptly
 from api.submit import Submission, submit
 from kiln.catalog import builds, images
@@ -43,7 +46,6 @@ from kiln.errors import (
     BuildNotFoundError,
     ImageBuildingError,
     ImageNotFoundError,
-    InvalidRequestError,
     UnavailableError,
 )
 from kiln.models import Api, ImageRef
@@ -51,17 +53,10 @@ from workflows.start import start_deletion
 
 DELETE_PATIENCE = timedelta(seconds=20)
 DELETE_POLL_SECONDS = 0.05
-IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
-CONTAINER_FIELDS = ("image_name", "source_image", "sourceImage")
+# What both databases count to.
+OFFSET_LIMIT = 2**53
 KEPT_SNAPSHOTS = "Kiln-Kept-Snapshots"
 KEPT_SNAPSHOTS_SCHEMA = {"schema": {"type": "string"}, "description": "snapshots that another AMI also uses"}
-IDEMPOTENCY_PARAMETER = {
-    "in": "header",
-    "name": "Idempotency-Key",
-    "description": "makes a repeated POST answer as the first, for a day",
-    "schema": {"type": "string", "pattern": f"^{IDEMPOTENCY_KEY.pattern}$"},
-}
-CONTAINERS_OFF = "this server builds machine images only; it serves no container images"
 router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencies=AUTH_SCHEMES)
 
 
@@ -71,27 +66,30 @@ router = APIRouter(prefix="/api/v1/images", tags=["machine-images"], dependencie
     response_model=AcceptedBuild,
     summary="Start an image build",
     responses={
+        201: {"model": ContainerBuildAnswer, "description": "A container image is being built, or images copied"},
         **shared_errors(401, 413, 415),
-        **errors(403, 409, 429, 500),
-        **either_errors(422, 503),
+        **either_errors(403, 409, 422, 429, 500, 503),
     },
     openapi_extra={
         "parameters": [IDEMPOTENCY_PARAMETER],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/MachineBuildRequest"}}},
+            "content": {"application/json": {"schema": EITHER_BODY}},
         },
     },
 )
 async def build_image(request: Request, parts: P) -> JSONResponse:
-    """Bakes an AMI with a coding agent installed. The build is queued; watch it by its id."""
+    """Bakes an AMI with a coding agent installed, or makes a container image: the body's fields say which.
+
+    The build is queued; watch it by its id.
+    """
     identity = await _caller_of_either(request, parts)
-    raw, body = await json_object(request, parts.settings.max_body_bytes)
-    if any(body.get(name) is not None for name in CONTAINER_FIELDS):
-        return JSONResponse({"detail": CONTAINERS_OFF}, 422)
+    raw, body = await json_object(request, parts.settings.max_body_bytes, shared=True)
+    if is_container_body(body):
+        return await container_images.build(request, parts, identity, raw, body)
     require(identity, BUILDS_WRITE)
     parts.build_limit.check(identity.key_id)
-    submission = _submission(identity, parts, raw, body, _idempotency_key(request))
+    submission = _submission(identity, parts, raw, body, idempotency_key(request))
     answer = await submit(parts, submission, lambda build: accepted(build, simulated=parts.settings.simulated))
     return JSONResponse(answer, submission.status_code)
 
@@ -106,18 +104,7 @@ async def _caller_of_either(request: Request, parts: Parts) -> Identity:
         raise from_kiln(error).as_shared() from error
 
 
-def _idempotency_key(request: Request) -> str | None:
-    keys = request.headers.getlist("idempotency-key")
-    if len(keys) > 1:
-        raise InvalidRequestError("Idempotency-Key", "must be sent once")
-    if keys and not IDEMPOTENCY_KEY.fullmatch(keys[0]):
-        raise InvalidRequestError("Idempotency-Key", "must be 1 to 255 printable ASCII characters")
-    return keys[0] if keys else None
-
-
-def _submission(
-    identity: Identity, parts: Parts, raw: bytes, body: dict[str, Any], idempotency_key: str | None
-) -> Submission:
+def _submission(identity: Identity, parts: Parts, raw: bytes, body: dict[str, Any], key: str | None) -> Submission:
     wanted = understand(body, parts.settings, parts.templates)
     new = NewBuild(
         organization_id=identity.organization_id,
@@ -126,7 +113,7 @@ def _submission(
         created_by=identity.key_id,
         secrets=parts.sealer.seal(wanted.secrets),
     )
-    return Submission(new=new, status_code=202, body=raw, idempotency_key=idempotency_key)
+    return Submission(new=new, status_code=202, body=raw, idempotency_key=key)
 
 
 @router.delete("/build", include_in_schema=False)
@@ -137,20 +124,37 @@ def delete_build() -> Response:
 
 @router.get(
     "",
-    summary="List machine images",
-    response_model=MachineImageList,
-    responses={**errors(401, 403, 500, 503), **either_errors(422)},
+    summary="List images",
+    response_model=MachineImageList | ContainerImageList,
+    responses=either_errors(401, 403, 422, 429, 500, 503),
 )
-def list_images(
+def list_images(  # noqa: PLR0913, PLR0917  two contracts' filters
     request: Request,
     identity: Reader,
     parts: P,
     region: Annotated[Name, Query(description="only AMIs of this region")] = "",
     provider: Annotated[Name, Query(description="only AMIs with this agent")] = "",
+    offset: Annotated[
+        int | None, Query(ge=0, le=OFFSET_LIMIT, description="of container images: how many to skip")
+    ] = None,
+    limit: Annotated[
+        int | None, Query(ge=1, le=container_images.PAGE_LIMIT, description="of container images: how many at most")
+    ] = None,
+    search: Annotated[str, Query(description="in a container image's `owner/name:tag`, in any case")] = "",
+    team_id: container_images.TeamQuery = "",
+    owner_scope: Annotated[
+        Literal["", "platform"],
+        Query(alias="ownerScope", description="`platform`: container images of no organization"),
+    ] = "",
 ) -> JSONResponse:
-    """Every AMI of the organization that exists in EC2, newest first."""
-    if "offset" in request.query_params or "limit" in request.query_params:
-        return JSONResponse({"detail": CONTAINERS_OFF}, 422)
+    """Every AMI of the organization that exists in EC2; with `offset` or `limit` its container images. Newest first."""
+    if lists_containers(request):
+        page = container_images.list_page(request, parts, identity, offset, limit, search, team_id, owner_scope)
+        return JSONResponse(page)
+    return JSONResponse({"images": _machine_images(parts, identity, region, provider)})
+
+
+def _machine_images(parts: Parts, identity: Identity, region: str, provider: str) -> list[dict[str, Any]]:
     wanted = ImageFilter(identity.organization_id, Api.MACHINE_IMAGES, region or None, provider or None)
     with parts.catalog.read() as session:
         pending = builds.pending_images(session, identity.organization_id, Api.MACHINE_IMAGES)
@@ -161,7 +165,7 @@ def list_images(
     ]
     dated += [(row.created_at, finished_image(row)) for row in finished]
     dated.sort(key=itemgetter(0), reverse=True)
-    return JSONResponse({"images": [image for _, image in dated]})
+    return [image for _, image in dated]
 
 
 @router.get(

@@ -1,27 +1,59 @@
-"""What OpenAPI says of the body that `POST /api/v1/images/build` reads by itself, because it may be anything."""
+"""What OpenAPI says of bodies that routes read by themselves: `POST /api/v1/images/build` takes either contract's."""
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
+from api.container_bulk import UpdateRequest
+from api.container_requests import (
+    CONTAINER_FIELDS,
+    PATH_LENGTH,
+    PLATFORM_SCOPE,
+    ContainerBuildRequest,
+    StartRequest,
+)
 from api.deps import Parts
 from api.machine_requests import FIELD_VARIABLES, MachineBuildRequest
-from kiln.models import Provider
+from kiln.models import Provider, Visibility
 from kiln.naming import DEFAULT_TEMPLATE
 
-BODY_NAME = MachineBuildRequest.__name__
+MACHINE_BODY = MachineBuildRequest.__name__
+CONTAINER_BODY = ContainerBuildRequest.__name__
+REFERENCE = "#/components/schemas/{model}"
+# What the shared route's body may be.
+EITHER_BODY = {"oneOf": [{"$ref": REFERENCE.format(model=name)} for name in (MACHINE_BODY, CONTAINER_BODY)]}
+NULL = {"type": "null"}
 SPELLINGS = ("provider", "agent_provider")
 FORMS = ("template", "template_source")
 # Between fields: a provider, both spellings alike, and one form of the template.
 TOGETHER = [
     {"anyOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in SPELLINGS]},
     {"anyOf": [{"properties": {name: {"enum": [provider, None]} for name in SPELLINGS}} for provider in Provider]},
-    {"anyOf": [{"properties": {name: {"type": "null"}}} for name in FORMS]},
+    {"anyOf": [{"properties": {name: NULL}} for name in FORMS]},
 ]
+
+_WORD = "[a-z0-9]+(?:(?:_|__|-+)[a-z0-9]+)*"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+# Below any owner's name a repository's has at most 255 characters in all.
+_SHORT = r"(?=[\s\S]{1,150}$)"
+NAME = rf"^{_SHORT}(?!platform/){_PART}(?:/{_PART})*$"
+TAG = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+REGISTRIES = ("docker.io", "ghcr.io", "quay.io", "public.ecr.aws", "registry.k8s.io", "mcr.microsoft.com")
+# Not absolute, not climbing out, and a file's.
+PATH = (
+    r"^(?!/)(?!(?:[^/]*/)*\.\.(?:/|$))(?!(?:\.?/)*\.?$)"
+    r"[^\u0000-\u001f\u007f]*[^/\u0000-\u001f\u007f]$"
+)
+SEVERAL = r"^[\s\S]*[^,\s][\s\S]*,[\s\S]*[^,\s][\s\S]*$"
+SOURCES = ("source_image", "sourceImage")
+TEAMS = ("team_id", "teamId")
+SCOPES = ("owner_scope", "ownerScope")
 
 
 def describe_bodies(app: FastAPI, parts: Parts) -> None:
-    """Adds the body to the app's document, as exactly as this server's settings and templates allow."""
+    """Adds the bodies to the app's document, as exactly as this server's settings and templates allow."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -35,9 +67,19 @@ def describe_bodies(app: FastAPI, parts: Parts) -> None:
 
 
 def _body_schemas(parts: Parts) -> dict[str, Any]:
-    """The body's schema and those that it refers to, by their names."""
-    body = MachineBuildRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas: dict[str, Any] = {**body.pop("$defs"), BODY_NAME: body}
+    """The bodies' schemas and those that they refer to, by their names."""
+    containers = _container_body(parts.settings.transfer_registries)
+    return {**_machine_body(parts), **containers, **_schemas(StartRequest), **_schemas(UpdateRequest)}
+
+
+def _schemas(model: type[BaseModel]) -> dict[str, Any]:
+    body = model.model_json_schema(ref_template=REFERENCE)
+    return {**body.pop("$defs", {}), model.__name__: body}
+
+
+def _machine_body(parts: Parts) -> dict[str, Any]:
+    schemas = _schemas(MachineBuildRequest)
+    body = schemas[MACHINE_BODY]
     fields = body["properties"]
     fields["region"]["enum"] = [*parts.settings.regions, None]
     template = parts.templates.find(DEFAULT_TEMPLATE)
@@ -47,5 +89,54 @@ def _body_schemas(parts: Parts) -> dict[str, Any]:
         # Those that a field also sets are accepted as well, but are better sent as the field.
         names = [name for name in template.public_names if name not in FIELD_VARIABLES]
         fields["variables"]["propertyNames"] = {"enum": names}
+    fields.update({name: {**NULL, "description": "of container images"} for name in CONTAINER_FIELDS})
     body["allOf"] = TOGETHER
     return schemas
+
+
+def _container_body(more_registries: Collection[str]) -> dict[str, Any]:
+    schemas = _schemas(ContainerBuildRequest)
+    body = schemas[CONTAINER_BODY]
+    fields = body["properties"]
+    fields["image_name"]["pattern"] = NAME
+    fields["image_tag"]["pattern"] = TAG
+    fields["dockerfile_path"].update(pattern=PATH, maxLength=PATH_LENGTH)
+    body["allOf"] = [
+        {"anyOf": [_of_a_build(), *_of_a_copy(more_registries)]},
+        {"anyOf": [_all_null(*SCOPES), *(_on_the_platform(name) for name in SCOPES)]},
+        {"anyOf": [_all_null(name) for name in TEAMS]},
+    ]
+    return schemas
+
+
+def _all_null(*names: str) -> dict[str, Any]:
+    return {"properties": dict.fromkeys(names, NULL)}
+
+
+def _of_a_build() -> dict[str, Any]:
+    named = {"image_name": {"type": "string"}, "image_tag": {"type": "string"}}
+    return {"required": list(named), "properties": {**named, **dict.fromkeys(SOURCES, NULL)}}
+
+
+def _of_a_copy(more_registries: Collection[str]) -> list[dict[str, Any]]:
+    """One source, or several, in either spelling."""
+    hosts = "|".join(name.replace(".", r"\.") for name in (*REGISTRIES, *more_registries))
+    digest = "@sha256:[0-9a-f]{64}"
+    path = rf"(?:(?:{hosts})/{_PART}(?:/{_PART})*|{_WORD}(?:/{_PART})*)"
+    single = {"type": "string", "pattern": rf"^{_SHORT}[\s,]*{path}(?::{TAG[1:-1]})?(?:{digest})?[\s,]*$"}
+    several = {"type": "string", "pattern": SEVERAL}
+    unnamed = _all_null("image_name", "image_tag")["properties"]
+    forms = []
+    for name, other in (SOURCES, reversed(SOURCES)):
+        forms.append({"required": [name], "properties": {name: single, other: NULL}})
+        forms.append({"required": [name], "properties": {name: several, other: NULL, **unnamed}})
+    return forms
+
+
+def _on_the_platform(spelling: str) -> dict[str, Any]:
+    public = {"visibility": {"const": Visibility.PUBLIC.value}}
+    scoped = {spelling: {"const": PLATFORM_SCOPE}}
+    return {
+        "required": [spelling, "visibility"],
+        "properties": {**scoped, **public, **_all_null(*TEAMS)["properties"]},
+    }

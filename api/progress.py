@@ -12,16 +12,16 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api.build_views import Live
 from api.deps import Parts
+from api.submit import ref_of
 from api.times import iso_or_none
 from kiln.catalog import workers
 from kiln.catalog.tables import Build
 from kiln.models import BuildKind, BuildStatus, Progress
 from kiln.naming import build_workflow_id
 from workflows.build_image import BuildImageWorkflow
-from workflows.options import BUILDER_QUEUES
+from workflows.options import builder_queue
 
 PATIENCE = timedelta(seconds=1)
-QUEUE_WORDS = {BuildKind.MACHINE: "a Packer builder"}
 
 
 async def live_view(parts: Parts, build: Build) -> Live:
@@ -76,9 +76,18 @@ async def _waiting_for(parts: Parts, build: Build) -> str | None:
     """A queued build waits for a builder; one that nobody can take up says so."""
     if build.status != BuildStatus.QUEUED:
         return None
-    kind = BuildKind(build.kind)
-    served = await run_in_threadpool(_is_served, parts, BUILDER_QUEUES[kind])
-    return f"waiting for {QUEUE_WORDS[kind]}" + ("" if served else "; none is connected")
+    served = await run_in_threadpool(_is_served, parts, builder_queue(ref_of(build)))
+    return f"waiting for {_builder(build)}" + ("" if served else "; none is connected")
+
+
+def _builder(build: Build) -> str:
+    match BuildKind(build.kind):
+        case BuildKind.CONTAINER:
+            return f"a {build.platform} builder"
+        case BuildKind.TRANSFER:
+            return "a transfer builder"
+        case _:
+            return "a Packer builder"
 
 
 def _is_served(parts: Parts, queue: str) -> bool:

@@ -1,5 +1,6 @@
 """Taking an order: one transaction with everything that must hold together, then the workflow's start."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,28 @@ from kiln.catalog.builds import NewBuild
 from kiln.catalog.session import AlreadyThereError, Transaction
 from kiln.catalog.tables import Build, IdempotencyKey
 from kiln.errors import IdempotencyKeyReusedError, UnavailableError
-from kiln.models import BuildKind, BuildRef
+from kiln.models import BuildKind, BuildRef, BuildStatus
 from workflows.start import start_build
 
 log = logging.getLogger("kiln.api")
+
+
+@dataclass(frozen=True)
+class Posted:
+    """A POST, as it came. Under `idempotency_key`, a repeated one with the same raw `body` is answered as the first."""
+
+    organization_id: str
+    status_code: int
+    body: bytes
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class TakenOn:
+    """What a transaction took on: new builds, and the answer to them."""
+
+    builds: list[Build]
+    response: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,19 +50,62 @@ class Submission:
     idempotency_key: str | None = None
 
 
-async def submit(parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]) -> dict[str, Any]:
-    """The answer to the submission, its own or the one given before under its idempotency key.
+@dataclass(frozen=True)
+class Ordered:
+    """What a transaction took on: the build, and whether it is new (one found again is not started again)."""
 
-    The row is the order: if Temporal cannot be reached, the dispatcher starts the build later. Raises
-    IdempotencyKeyReusedError, UnavailableError (of the catalog).
+    build: Build
+    fresh: bool = True
+
+
+async def order(parts: Parts, insert: Callable[[Transaction], Ordered]) -> Build:
+    """Inserts a build with whatever must hold together, in one transaction, and starts its workflow if it is open.
+
+    `insert` may run twice: another transaction may make the same row at the same moment. Raises what `insert` raises,
+    UnavailableError (of the catalog).
     """
-    build, response = await run_in_threadpool(_commit, parts, submission, answer)
-    if build is not None:
-        try:
-            await promptly(start_build(parts.temporal, ref_of(build)))
-        except UnavailableError:
-            log.warning("Temporal does not answer; build %s waits for the dispatcher", build.id)
-    return response
+    ordered = await run_in_threadpool(_insert_once, parts, insert)
+    if ordered.fresh and BuildStatus(ordered.build.status).is_open:
+        await _start(parts, ordered.build)
+    return ordered.build
+
+
+def _insert_once(parts: Parts, insert: Callable[[Transaction], Ordered]) -> Ordered:
+    try:
+        with parts.catalog.transaction() as tx:
+            return insert(tx)
+    except AlreadyThereError:
+        with parts.catalog.transaction() as tx:
+            return insert(tx)
+
+
+async def _start(parts: Parts, build: Build) -> None:
+    try:
+        await promptly(start_build(parts.temporal, ref_of(build)))
+    except UnavailableError:
+        log.warning("Temporal does not answer; build %s waits for the dispatcher", build.id)
+
+
+async def submit(parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]) -> dict[str, Any]:
+    """The answer to the submission, its own or the one given before under its idempotency key. Raises as `answer_once`."""
+
+    def insert(tx: Transaction) -> TakenOn:
+        build = builds.insert(tx, submission.new)
+        return TakenOn([build], answer(build))
+
+    posted = Posted(submission.new.organization_id, submission.status_code, submission.body, submission.idempotency_key)
+    return await answer_once(parts, posted, insert)
+
+
+async def answer_once(parts: Parts, posted: Posted, insert: Callable[[Transaction], TakenOn]) -> dict[str, Any]:
+    """The answer of `insert`, or the one given before under the same idempotency key.
+
+    The rows are the order: if Temporal cannot be reached, the dispatcher starts the builds later. `insert` may run
+    twice. Raises what it raises, IdempotencyKeyReusedError, UnavailableError (of the catalog).
+    """
+    taken_on = await run_in_threadpool(_commit, parts, posted, insert)
+    await asyncio.gather(*(_start(parts, build) for build in taken_on.builds))
+    return taken_on.response
 
 
 def ref_of(build: Build) -> BuildRef:
@@ -53,34 +115,30 @@ def ref_of(build: Build) -> BuildRef:
         organization_id=build.organization_id,
         kind=BuildKind(build.kind),
         platform=build.platform,
+        awaits_context=build.upload_until is not None,
     )
 
 
-def _commit(
-    parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]
-) -> tuple[Build | None, dict[str, Any]]:
+def _commit(parts: Parts, posted: Posted, insert: Callable[[Transaction], TakenOn]) -> TakenOn:
     try:
         with parts.catalog.transaction() as tx:
-            return _insert(tx, parts, submission, answer)
+            return _insert(tx, parts, posted, insert)
     except AlreadyThereError:  # the same idempotency key, at the same moment: its answer is there now
         with parts.catalog.transaction() as tx:
-            return _insert(tx, parts, submission, answer)
+            return _insert(tx, parts, posted, insert)
 
 
-def _insert(
-    tx: Transaction, parts: Parts, submission: Submission, answer: Callable[[Build], dict[str, Any]]
-) -> tuple[Build | None, dict[str, Any]]:
-    new, key = submission.new, submission.idempotency_key
-    digest = parts.sealer.digest(submission.body)
-    if key is not None:
-        known = idempotency.find(tx, new.organization_id, key)
-        if known is not None:
-            return None, _same(known, digest)
-    build = builds.insert(tx, new)
-    response = answer(build)
-    if key is not None:
-        idempotency.remember(tx, _remembered(new.organization_id, key, digest, build, submission.status_code, response))
-    return build, response
+def _insert(tx: Transaction, parts: Parts, posted: Posted, insert: Callable[[Transaction], TakenOn]) -> TakenOn:
+    digest = parts.sealer.digest(posted.body)
+    if posted.idempotency_key is None:
+        return insert(tx)
+    known = idempotency.find(tx, posted.organization_id, posted.idempotency_key)
+    if known is not None:
+        return TakenOn([], _same(known, digest))
+    taken_on = insert(tx)
+    if taken_on.builds:
+        idempotency.remember(tx, _remembered(posted, posted.idempotency_key, digest, taken_on))
+    return taken_on
 
 
 def _same(known: IdempotencyKey, digest: str) -> dict[str, Any]:
@@ -89,15 +147,13 @@ def _same(known: IdempotencyKey, digest: str) -> dict[str, Any]:
     return known.response
 
 
-def _remembered(  # noqa: PLR0913, PLR0917  a row's columns
-    organization_id: str, key: str, digest: str, build: Build, status_code: int, response: dict[str, Any]
-) -> IdempotencyKey:
+def _remembered(posted: Posted, key: str, digest: str, taken_on: TakenOn) -> IdempotencyKey:
     return IdempotencyKey(
-        organization_id=organization_id,
+        organization_id=posted.organization_id,
         key=key,
         body_digest=digest,
-        build_id=build.id,
-        status_code=status_code,
-        response=response,
+        build_id=taken_on.builds[0].id,
+        status_code=posted.status_code,
+        response=taken_on.response,
         created_at=datetime.now(UTC),
     )

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import build_time, log_stream, submissions
+from bench import build_time, containers, log_stream, submissions
 from bench.figures import Figure, MeasurementError, Result, print_figures
 from bench.machine import MachineLoad
 from bench.place import forget_settings
@@ -15,6 +15,7 @@ PARTS: dict[str, Callable[[], Result]] = {
     "builds": build_time.measure,
     "submissions": submissions.measure,
     "logs": log_stream.measure,
+    "containers": containers.measure,
 }
 MISSED = 1
 FAILED = 2

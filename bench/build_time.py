@@ -2,8 +2,9 @@
 
 import asyncio
 from statistics import median
+from typing import Protocol
 
-from bench.build_phases import phase_notes, read_timelines
+from bench.build_phases import PACKER, phase_notes, read_timelines
 from bench.figures import Figure, Result, differences
 from bench.kiln_build import KilnBuild, KilnBuilds
 from bench.pacing import rounds
@@ -15,21 +16,29 @@ SECONDS = 65.0
 OVERHEAD_GOAL_SECONDS = 0.25
 
 
+class PlainSide(Protocol):
+    """Builds by a tool alone."""
+
+    def build(self) -> PlainBuild:
+        """One build. Raises MeasurementError unless it makes an image."""
+        ...
+
+
 def measure() -> Result:
     """Builds by turns, through Kiln and by plain `packer build`. Raises MeasurementError."""
-    with running_stack() as stack, KilnBuilds(stack) as kiln, PlainBuilds(stack.settings) as plain:
+    with running_stack(containers=False) as stack, KilnBuilds(stack) as kiln, PlainBuilds(stack.settings) as plain:
         kiln.build(plain.build().seconds)  # what is made or read at first use is now
-        through_kiln, without = _by_turns(kiln, plain)
-        timelines = asyncio.run(read_timelines(stack.settings, through_kiln))
+        through_kiln, without = by_turns(kiln, plain, ROUNDS, SECONDS)
+        timelines = asyncio.run(read_timelines(stack.settings, through_kiln, PACKER))
     figure = _figure([build.seconds for build in through_kiln], [build.seconds for build in without])
-    return Result([figure], phase_notes(timelines, without))
+    return Result([figure], phase_notes(timelines, without, PACKER))
 
 
-def _by_turns(kiln: KilnBuilds, plain: PlainBuilds) -> tuple[list[KilnBuild], list[PlainBuild]]:
-    """Each side is first as often as the other. Kiln's client does not ask before Packer alone could be done."""
+def by_turns(kiln: KilnBuilds, plain: PlainSide, most: int, seconds: float) -> tuple[list[KilnBuild], list[PlainBuild]]:
+    """Each side is first as often as the other. Kiln's client does not ask before the tool alone could be done."""
     through_kiln: list[KilnBuild] = []
     without = [plain.build()]
-    for number in rounds(ROUNDS, SECONDS):
+    for number in rounds(most, seconds):
         if number % 2:
             without.append(plain.build())
         through_kiln.append(kiln.build(min(build.seconds for build in without)))

@@ -38,6 +38,11 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
+def unmeasured(names: Iterable[str], why: str) -> Result:
+    """Lines of the table without figures, where this machine has not what they need."""
+    return Result([Figure(name, "-", "-", "-", "-", None, "-") for name in names], [f"Not measured: {why}"])
+
+
 @dataclass(frozen=True)
 class Spread:
     """The median of some runs, between their quartiles."""

@@ -1,8 +1,9 @@
 """Builds through Kiln, as a client sees them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from cli.local_stack import LocalStack
 from kiln.catalog import builds
 from kiln.catalog.session import Catalog
 
+PATH = "/api/v1/images/build"
 BODY = {"provider": "claude-code"}
 POLL_SECONDS = 0.02
 BUILD_SECONDS = 60.0
@@ -35,15 +37,10 @@ class KilnBuild:
 
 
 class KilnBuilds:
-    """A client of a stack's API, as a context manager."""
+    """A client of a stack's API that builds machine images, as a context manager."""
 
     def __init__(self, stack: LocalStack) -> None:
-        self._http = httpx.Client(
-            base_url=stack.api_url,
-            headers={"X-API-Key": stack.api_key},
-            trust_env=False,
-            timeout=BUILD_SECONDS,
-        )
+        self._http = api_client(stack)
         self._catalog = Catalog(stack.settings.catalog_dsn, pool_size=1)
 
     def __enter__(self) -> Self:
@@ -61,23 +58,32 @@ class KilnBuilds:
         The client begins to ask for the status after `quickest_seconds`: each question costs the build CPU time.
         """
         self._http.get("/healthz")  # a connection that is not measured
+        self._prepare()
         time.sleep(QUIET_SECONDS)
         asked = time.time()
         build_id = self.submit()
         answered = time.time()
         time.sleep(max(0.0, asked + quickest_seconds - answered))
-        _wait(lambda: self._has_succeeded(build_id), f"build {build_id} does not succeed")
+        wait(lambda: self._has_succeeded(build_id), f"build {build_id} does not succeed")
         seen = time.time()
-        _wait(lambda: self._is_cleaned_up(build_id), f"build {build_id} is not cleaned up")
+        self.settle({build_id})
         return KilnBuild(build_id, asked, answered, seen)
+
+    def settle(self, build_ids: Iterable[str]) -> None:
+        """Returns once these builds' workflows have done all their work."""
+        for build_id in build_ids:
+            wait(partial(self._is_cleaned_up, build_id), f"build {build_id} is not cleaned up")
 
     def submit(self) -> str:
         """The id of a new build."""
-        answer = self._http.post("/api/v1/images/build", json=BODY)
-        return str(_body(answer, httpx.codes.ACCEPTED)["build_id"])
+        answer = self._http.post(PATH, json=BODY)
+        return str(body_of(answer, httpx.codes.ACCEPTED)["build_id"])
+
+    def _prepare(self) -> None:
+        """What a build needs before its time begins."""
 
     def _has_succeeded(self, build_id: str) -> bool:
-        build = _body(self._http.get(f"/api/v1/images/builds/{build_id}"), httpx.codes.OK)
+        build = body_of(self._http.get(f"/api/v1/images/builds/{build_id}"), httpx.codes.OK)
         if build["status"] not in ("queued", "building", "succeeded"):
             raise MeasurementError(f"build {build_id} {build['status']}: {build['error']}")
         return bool(build["status"] == "succeeded")
@@ -88,7 +94,18 @@ class KilnBuilds:
             return row is not None and row.cleaned_at is not None
 
 
-def _wait(done: Callable[[], bool], problem: str) -> None:
+def api_client(stack: LocalStack) -> httpx.Client:
+    """A client of the stack's API with its admin key."""
+    return httpx.Client(
+        base_url=stack.api_url,
+        headers={"X-API-Key": stack.api_key},
+        trust_env=False,
+        timeout=BUILD_SECONDS,
+    )
+
+
+def wait(done: Callable[[], bool], problem: str) -> None:
+    """Returns once it is done. Raises MeasurementError with the problem if that takes too long."""
     deadline = time.monotonic() + BUILD_SECONDS
     while not done():
         if time.monotonic() > deadline:
@@ -96,7 +113,8 @@ def _wait(done: Callable[[], bool], problem: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _body(answer: httpx.Response, expected: int) -> dict[str, Any]:
+def body_of(answer: httpx.Response, expected: int) -> dict[str, Any]:
+    """The object in an answer. Raises MeasurementError for another status."""
     if answer.status_code != expected:
         raise MeasurementError(f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text}")
     return dict(answer.json())

@@ -3,16 +3,19 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from cli.local_stack import ALL_PARTS, LocalStack
+from cli.parts import ALL_ROLES
 from kiln.settings import Settings
 
 SETTINGS_PREFIXES = ("KILN_", "TEMPORAL_", "AWS_")
-# Which Packer is installed is the machine's matter; all else is Kiln's defaults.
-KEPT_SETTINGS = frozenset({"KILN_PACKER"})
+# Which tools are installed is the machine's matter; all else is Kiln's defaults.
+KEPT_SETTINGS = frozenset({"KILN_PACKER", "KILN_BUILDX", "KILN_SKOPEO"})
+PORTS = ("api_port", "temporal_port", "temporal_ui_port", "ec2_port", "registry_port")
 
 
 def forget_settings() -> None:
@@ -23,16 +26,18 @@ def forget_settings() -> None:
 
 
 @contextmanager
-def running_stack(parts: Iterable[str] = ALL_PARTS) -> Iterator[LocalStack]:
-    """A stack with these parts, and nothing left of it after the block. Raises KilnError."""
+def running_stack(
+    parts: Iterable[str] = ALL_PARTS, workers: Sequence[Sequence[str]] = (ALL_ROLES,), **settings: Any
+) -> Iterator[LocalStack]:
+    """A stack with these parts and settings, and nothing left of it after the block. Raises KilnError."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as home:
-        api, temporal, ui, ec2 = _free_ports(4)
-        settings = Settings(home=Path(home), api_port=api, temporal_port=temporal, temporal_ui_port=ui, ec2_port=ec2)
-        with LocalStack(settings, parts=parts, auto_restart=False, embedded=True) as stack:
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        place = Settings(home=Path(home), **{**ports, **settings})
+        with LocalStack(place, parts=parts, workers=workers, auto_restart=False, embedded=True) as stack:
             yield stack
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free just now; held together, so that none comes twice."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]

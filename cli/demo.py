@@ -63,6 +63,7 @@ def demo_settings(settings: Settings) -> Settings:
         "catalog_url": "",
         "logs_url": "",
         "machine_build_rate": "",
+        "containers": False,
     }
     return settings.model_copy(update=mine)
 

@@ -8,7 +8,6 @@ rules, and all of them go when the block ends. Its parts stand below in the orde
 """
 
 import fcntl
-import ipaddress
 import os
 import secrets
 import shutil
@@ -20,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+
+from cli.engine_network import forward_packets, free_subnet, run, stop_forwarding
 
 BASE_IMAGE = "kiln/minbase:bookworm"
 BASE_SUITE = "bookworm"
@@ -36,8 +37,6 @@ ANSWER_TIMEOUT = timedelta(seconds=10)
 START_TIMEOUT = timedelta(seconds=60)
 STOP_TIMEOUT = timedelta(seconds=30)
 CONTAINER_STOP_TIMEOUT = timedelta(seconds=5)
-
-IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class EngineUnavailable(RuntimeError):  # noqa: N818  reads as what it says: `except EngineUnavailable`
@@ -280,50 +279,23 @@ def _bridge() -> Iterator[list[str]]:
 
 def _set_up_bridge(cleanup: ExitStack) -> list[str]:
     name = f"kiln{os.getpid():x}{secrets.token_hex(1)}"
-    subnet = _free_subnet()
-    _run("ip", "link", "add", name, "type", "bridge")
-    cleanup.callback(_run, "ip", "link", "delete", name)
-    _run("ip", "address", "add", f"{subnet[1]}/{subnet.prefixlen}", "dev", name)
-    _run("ip", "link", "set", name, "up")
+    subnet = free_subnet()
+    # Undone last: other engines' bridges and links may need it.
+    cleanup.callback(stop_forwarding)
+    forward_packets()
+    run("ip", "link", "add", name, "type", "bridge")
+    cleanup.callback(run, "ip", "link", "delete", name)
+    run("ip", "address", "add", f"{subnet[1]}/{subnet.prefixlen}", "dev", name)
+    run("ip", "link", "set", name, "up")
     _add_rule(cleanup, "nat", "POSTROUTING", "-s", str(subnet), "!", "-o", name, "-j", "MASQUERADE")
     _add_rule(cleanup, "filter", "FORWARD", "-i", name, "-j", "ACCEPT")
     _add_rule(cleanup, "filter", "FORWARD", "-o", name, "-j", "ACCEPT")
-    _forward_packets(cleanup)
     return [f"--bridge={name}"]
 
 
-def _free_subnet() -> ipaddress.IPv4Network:
-    """A private network of 254 addresses that this host has no route to."""
-    words = _run("ip", "-4", "route", "show", "table", "all").split()
-    routes = [ipaddress.IPv4Network(word, strict=False) for word in words if "." in word and _is_network(word)]
-    for _ in range(100):
-        subnet = ipaddress.IPv4Network((f"10.{200 + secrets.randbelow(55)}.{secrets.randbelow(256)}.0", 24))
-        if not any(subnet.overlaps(route) for route in routes):
-            return subnet
-    raise OSError("every private network tried is in use")
-
-
-def _is_network(word: str) -> bool:
-    try:
-        ipaddress.IPv4Network(word, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
 def _add_rule(cleanup: ExitStack, table: str, chain: str, *rule: str) -> None:
-    _run("iptables", "--wait", "-t", table, "-I", chain, *rule)
-    cleanup.callback(_run, "iptables", "--wait", "-t", table, "-D", chain, *rule)
-
-
-def _forward_packets(cleanup: ExitStack) -> None:
-    before = IP_FORWARD.read_text()
-    IP_FORWARD.write_text("1")
-    cleanup.callback(IP_FORWARD.write_text, before)
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    run("iptables", "--wait", "-t", table, "-I", chain, *rule)
+    cleanup.callback(run, "iptables", "--wait", "-t", table, "-D", chain, *rule)
 
 
 # ---- The base image ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The embedded stack: Temporal, a simulated EC2, workers and the API as child processes of this one."""
+"""The embedded stack: Temporal, a simulated EC2, registry and engines, workers and the API as child processes."""
 
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -10,22 +11,28 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from cli.checks import check_answers, check_packer, check_ports
+from cli.engines import ContainerPlan, plan_containers
 from cli.home import FirstKey, check_home_is_free, first_key, locked_home, open_catalog, prepare_home, secret_key
 from cli.parts import ALL_ROLES, PartFactory, TemporalPlace, configured_temporal, outside_ec2
 from cli.places import api_url, log_file
+from cli.registry_part import prepare_registry
 from cli.supervisor import InterruptedStartError, Part, PartFailedError, Supervisor
 from kiln.sealing import Sealer
 from kiln.settings import Settings
 
 START_LIMIT = timedelta(seconds=60)
-TEMPORAL, EC2, WORKER, API = "temporal", "ec2", "worker", "api"
-ALL_PARTS = (TEMPORAL, EC2, WORKER, API)
-# Side by side within a wave: builders need both of the first, and the second's processes do not need each other.
-START_WAVES = ((TEMPORAL, EC2), (WORKER, API))
-STOP_WAVES = ((API,), (WORKER,), (EC2,), (TEMPORAL,))
+TEMPORAL, EC2, REGISTRY, ENGINE, WORKER, API = "temporal", "ec2", "registry", "engine", "worker", "api"
+ALL_PARTS = (TEMPORAL, EC2, REGISTRY, ENGINE, WORKER, API)
+# Side by side: builders need all of these. Without the container parts, the stack serves everything else.
+BASE_PARTS, CONTAINER_PARTS = (TEMPORAL, EC2), (REGISTRY, ENGINE)
+# They need none of each other.
+SERVING_PARTS = (WORKER, API)
+STOP_WAVES = ((API,), (WORKER,), (ENGINE, REGISTRY, EC2, TEMPORAL))
 STOPPING = {
     API: "Stopping the API",
     WORKER: "Stopping the worker",
+    ENGINE: "Stopping the Docker engines",
+    REGISTRY: "Stopping the registry",
     EC2: "Stopping the simulated EC2",
     TEMPORAL: "Stopping Temporal",
 }
@@ -55,7 +62,8 @@ class LocalStack:
     ) -> None:
         self.settings = settings
         self.temporal_place = TemporalPlace() if embedded else configured_temporal()
-        self._kinds = frozenset(parts) - self._elsewhere()
+        self._wanted = frozenset(parts) - self._elsewhere()
+        self._plan: ContainerPlan | None = None
         self._workers = [tuple(roles) for roles in workers]
         self._auto_restart = auto_restart
         self._extra_env = extra_env or {}
@@ -65,6 +73,7 @@ class LocalStack:
         self._supervisor: Supervisor | None = None
         self._known: dict[str, Part] = {}
         self._key: FirstKey | None = None
+        self._secret = ""
         self._interrupted = False
 
     def __enter__(self) -> Self:
@@ -92,6 +101,15 @@ class LocalStack:
         return self.key.plain
 
     @property
+    def containers(self) -> ContainerPlan:
+        """Which engines build containers, or why none does; decided once."""
+        if self._plan is None:
+            missing = self._wanted.isdisjoint(CONTAINER_PARTS)
+            off = ContainerPlan(off="this stack was started without them")
+            self._plan = off if missing else plan_containers(self.settings)
+        return self._plan
+
+    @property
     def parts(self) -> dict[str, int]:
         """The processes that run: name to pid."""
         return self._supervisor.pids() if self._supervisor else {}
@@ -108,8 +126,8 @@ class LocalStack:
             if self._interrupted:
                 raise InterruptedStartError("interrupted")
             self._say(f"Starting {', '.join(part.title for part in self._known.values())} in {self.settings.home_dir}")
-            for wave in START_WAVES:
-                self.start_parts(*self._names(wave))
+            self._start_foundations()
+            self.start_parts(*self._names(SERVING_PARTS))
         except BaseException:
             self.stop()
             raise
@@ -119,17 +137,17 @@ class LocalStack:
         if self.settings.secret_key:
             Sealer(self.settings.secret_key)
         check_home_is_free(self.settings)
-        if WORKER in self._kinds and any("packer" in roles for roles in self._workers):
+        if WORKER in self._wanted and any("packer" in roles for roles in self._workers):
             check_packer(self.settings)
         check_ports(self._ports())
         self._check_what_is_elsewhere()
 
     def stop(self) -> None:
-        """Ends the API, the workers, EC2 and Temporal, in this order, within 30 s. Repeating it does nothing."""
+        """Ends the API, the workers, and then all else, within 30 s. Repeating it does nothing."""
         supervisor = self._supervisor
         if supervisor is not None:
             for wave in STOP_WAVES:
-                self._stop_wave(supervisor, wave[0], [name for name in self._known if _kind(name) in wave])
+                self._stop_wave(supervisor, wave)
             supervisor.close()
             self._supervisor = None
         self._resources.close()
@@ -168,26 +186,70 @@ class LocalStack:
         secret = secret_key(self.settings)
         with open_catalog(self.settings) as catalog:
             self._key = first_key(self.settings, catalog)
-        self._known = {part.name: part for part in self._made(secret)}
+        if REGISTRY in self._kinds:
+            prepare_registry(self.settings)
+        self._secret = secret
+        self._known = {part.name: part for part in self._made(ALL_PARTS)}
         self._supervisor = Supervisor(self._say, auto_restart=self._auto_restart)
 
-    def _made(self, secret: str) -> list[Part]:
+    def _start_foundations(self) -> None:
+        """What workers and API build on. Container builds are off if their parts cannot be had."""
+        with ThreadPoolExecutor(1, "kiln-containers") as aside:
+            containers = aside.submit(self._start_container_parts)
+            try:
+                self.start_parts(*self._names(BASE_PARTS))
+            except BaseException:
+                self._running().interrupt()
+                raise
+            containers.result()
+
+    def _start_container_parts(self) -> None:
+        names = self._names(CONTAINER_PARTS)
+        try:
+            self.start_parts(*names)
+        except PartFailedError as error:
+            self._running().stop(names)
+            self._plan = ContainerPlan(off=str(error))
+            self._say(f"Container builds are off: {error}")
+            self._known = {name: part for name, part in self._known.items() if name not in names}
+            self._known |= {part.name: part for part in self._made(SERVING_PARTS)}
+
+    def _made(self, kinds: Iterable[str]) -> list[Part]:
         place = None if self._embedded else self.temporal_place
-        factory = PartFactory(self.settings, secret, place, self._extra_env)
+        plan = self.containers
+        told = self.settings.model_copy(update={"containers_off": plan.off, "engine_hosts": plan.hosts})
+        factory = PartFactory(told, self._secret, place, self._extra_env)
         makers: dict[str, Callable[[], list[Part]]] = {
             TEMPORAL: lambda: [factory.temporal()],
             EC2: lambda: [factory.ec2()],
-            WORKER: lambda: [factory.worker(number, roles) for number, roles in enumerate(self._workers, 1)],
+            REGISTRY: lambda: [factory.registry()],
+            ENGINE: lambda: [factory.engine(number) for number in range(1, plan.private_slots + 1)],
+            WORKER: lambda: [factory.worker(number, roles) for number, roles in enumerate(self._roles(), 1)],
             API: lambda: [factory.api()],
         }
-        return [part for kind in ALL_PARTS if kind in self._kinds for part in makers[kind]()]
+        return [part for kind in kinds if kind in self._kinds for part in makers[kind]()]
+
+    def _roles(self) -> list[tuple[str, ...]]:
+        """Each worker's roles, less those that this host has nothing for; a worker without any is not started."""
+        served = [tuple(role for role in roles if self.containers.serves(role)) for roles in self._workers]
+        return [roles for roles in served if roles]
+
+    @property
+    def _kinds(self) -> frozenset[str]:
+        """The kinds of parts that this stack has."""
+        plan = self.containers
+        missing = {ENGINE: not plan.private_slots, REGISTRY: not plan.own_registry}
+        return self._wanted - {kind for kind, is_missing in missing.items() if is_missing}
 
     def _names(self, kinds: Iterable[str]) -> list[str]:
         return [name for name in self._known if _kind(name) in kinds]
 
-    def _stop_wave(self, supervisor: Supervisor, kind: str, names: list[str]) -> None:
-        if supervisor.pids().keys() & set(names):
-            self._say(STOPPING[kind])
+    def _stop_wave(self, supervisor: Supervisor, kinds: Sequence[str]) -> None:
+        names = self._names(kinds)
+        running = {_kind(name) for name in supervisor.pids().keys() & set(names)}
+        for kind in kinds:
+            if kind in running:
+                self._say(STOPPING[kind])
         supervisor.stop(names)
 
     def _running(self) -> Supervisor:
@@ -218,6 +280,7 @@ class LocalStack:
                 "KILN_TEMPORAL_UI_PORT": (local, settings.temporal_ui_port),
             },
             EC2: {"KILN_EC2_PORT": (local, settings.ec2_port)},
+            REGISTRY: {"KILN_REGISTRY_PORT": (local, settings.registry_port)},
         }
         return {name: place for kind, places in ports.items() if kind in self._kinds for name, place in places.items()}
 

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 from temporalio.envconfig import ClientConfig
 
-from cli.places import api_url, log_file
+from cli.engine_slot import Slot
+from cli.engines import search_path
+from cli.places import api_url, log_file, registry_config, registry_folder
 from cli.supervisor import Part
 from kiln.adapters.packer import SIMULATED_ENVIRONMENT
 from kiln.catalog import workers
@@ -21,13 +24,15 @@ from kiln.errors import KilnError, UnavailableError
 from kiln.settings import PROJECT_ROOT, Settings
 from workflows.start import SEARCH_ATTRIBUTES
 
-ALL_ROLES = ("control", "packer")
+ALL_ROLES = ("control", "packer", "container", "transfer")
 ANSWER_SECONDS = 1.0
 # Together with what `LocalStack.stop` does besides, below the 30 s that a host gives a process to stop.
 API_PATIENCE = timedelta(seconds=3)
 WORKER_PATIENCE = timedelta(seconds=22)
 EC2_PATIENCE = timedelta(seconds=1)
 TEMPORAL_PATIENCE = timedelta(seconds=3)
+ENGINE_PATIENCE = timedelta(seconds=3)
+REGISTRY_PATIENCE = timedelta(seconds=1)
 # The names of all settings: some hold secrets, and they concern nobody but Kiln's own parts.
 OURS = {f"KILN_{name.upper()}" for name in Settings.model_fields} | {"KILN_API_KEY"}
 # A fair order of starts among organizations needs Temporal's newer matcher.
@@ -104,9 +109,45 @@ class PartFactory:
             death_signal=signal.SIGKILL,
         )
 
+    def engine(self, number: int) -> Part:
+        """The private Docker engine of a builder slot; the second is `engine-2`."""
+        settings = self._settings
+        slot = Slot(settings.home_dir, number)
+        options = {
+            "home": slot.home,
+            "slot": slot.number,
+            "memory-bytes": settings.slot_memory_bytes,
+            "cpus": settings.slot_cpus,
+            "processes": settings.slot_processes,
+            "keep-bytes": settings.slot_cache_bytes,
+        }
+        reach = [f"--reach={_host_and_port(url)}" for url in (f"https://{settings.registry_host}", settings.base_url)]
+        name = numbered("engine", number)
+        return self._part(
+            name,
+            f"Docker engine {number}",
+            (sys.executable, "-P", "-m", "cli.engine_main", *_flags(options), *reach),
+            ready=lambda _pid: engine_answers(slot.host),
+            patience=ENGINE_PATIENCE,
+            death_signal=signal.SIGTERM,
+        )
+
+    def registry(self) -> Part:
+        """The embedded OCI registry; `prepare_registry` has written its files."""
+        settings = self._settings
+        files = (str(registry_config(settings)), str(registry_folder(settings)))
+        return self._part(
+            "registry",
+            "registry",
+            (sys.executable, "-P", "-m", "cli.registry_main", *files),
+            ready=lambda _pid: answers(f"http://{settings.registry_host}/v2/", httpx.codes.UNAUTHORIZED),
+            patience=REGISTRY_PATIENCE,
+            death_signal=signal.SIGTERM,
+        )
+
     def worker(self, number: int, roles: Sequence[str]) -> Part:
         """A worker; the second is `worker-2`."""
-        name = "worker" if number == 1 else f"worker-{number}"
+        name = numbered("worker", number)
         return self._part(
             name,
             name.replace("-", " "),
@@ -151,15 +192,18 @@ class PartFactory:
     def _environment(self, name: str) -> dict[str, str]:
         """What a part gets to see: the secret key where secrets are handled, AWS's credentials where AWS is called."""
         ours = name == "api" or name.startswith("worker")
+        of_kiln = ours or name == "registry" or name.startswith("engine")
         calls_aws = name.startswith("worker") and not self._settings.simulated
         env = {key: value for key, value in os.environ.items() if calls_aws or not key.startswith("AWS_")}
         if self._settings.simulated:
             env |= SIMULATED_ENVIRONMENT
         if ours:
             env |= environment_of(self._settings) | {"KILN_SECRET_KEY": self._secret_key}
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_ROOT), env.get("PYTHONPATH")]))
         else:
             env = {key: value for key, value in env.items() if key not in OURS}
+        if of_kiln:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT_ROOT), env.get("PYTHONPATH")]))
+            env["PATH"] = search_path()
         if not ours or self._temporal is None:
             env = _without(env, "TEMPORAL_") | {"TEMPORAL_CONFIG_FILE": os.devnull}
         return env | dict(self._extra_env.get(name, {}))
@@ -178,10 +222,24 @@ def outside_ec2(settings: Settings) -> str | None:
     return endpoint if settings.simulated and endpoint and endpoint != embedded else None
 
 
-def answers(url: str) -> bool:
-    """Whether there is an answer of 200 within a second. A proxy that the environment names is not on the way."""
+def numbered(kind: str, number: int) -> str:
+    """A part's name: `worker`, then `worker-2`."""
+    return kind if number == 1 else f"{kind}-{number}"
+
+
+def answers(url: str, code: int = httpx.codes.OK) -> bool:
+    """Whether there is such an answer within a second. A proxy that the environment names is not on the way."""
     try:
-        return httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False).status_code == httpx.codes.OK
+        return httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False).status_code == code
+    except httpx.HTTPError:
+        return False
+
+
+def engine_answers(host: str) -> bool:
+    """Whether the Docker engine at a Unix socket serves."""
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=host.removeprefix("unix://"))) as client:
+            return client.get("http://engine/_ping", timeout=ANSWER_SECONDS).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
 
@@ -208,6 +266,11 @@ def _beside_python(program: str) -> str:
     if not path.exists():
         raise KilnError(f"{program} is not installed beside {sys.executable}: make setup")
     return str(path)
+
+
+def _host_and_port(url: str) -> str:
+    place = urlsplit(url)
+    return f"{place.hostname}:{place.port or (443 if place.scheme == 'https' else 80)}"
 
 
 def _flags(options: Mapping[str, object]) -> list[str]:

@@ -31,3 +31,18 @@ def lock_file(settings: Settings) -> Path:
 def log_file(settings: Settings, part: str) -> Path:
     """A part's output."""
     return settings.home_dir / "logs" / f"{part}.log"
+
+
+def registry_folder(settings: Settings) -> Path:
+    """The embedded registry's storage."""
+    return settings.home_dir / "registry"
+
+
+def registry_config(settings: Settings) -> Path:
+    """The embedded registry's configuration, written at every start, mode 0600."""
+    return settings.home_dir / "registry.yml"
+
+
+def registry_certificate(settings: Settings) -> Path:
+    """What the embedded registry checks Kiln's tokens with."""
+    return settings.home_dir / "registry.crt"

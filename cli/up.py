@@ -67,6 +67,8 @@ def _welcome(stack: LocalStack) -> list[str]:
         "API docs": f"{stack.api_url}/docs",
         "Temporal UI": settings.ui_url,
         "EC2": _ec2(settings),
+        "Registry": _registry(stack),
+        "Containers": _containers(stack),
         "API key": _key(stack.key),
         "Logs": f"{settings.home_dir / 'logs'}",
     }
@@ -79,6 +81,23 @@ def _ec2(settings: Settings) -> str:
     if settings.ec2 is Ec2Mode.AWS:
         return f"AWS ({', '.join(settings.regions)})"
     return f"{settings.simulated_endpoint} (simulated: its AMIs live as long as it runs)"
+
+
+def _registry(stack: LocalStack) -> str:
+    settings = stack.settings
+    if settings.registry:
+        return f"{settings.registry} (KILN_REGISTRY); none was started"
+    return settings.registry_host if stack.containers.own_registry else "none; it serves container builds only"
+
+
+def _containers(stack: LocalStack) -> str:
+    plan = stack.containers
+    if plan.off:
+        return f"off: {plan.off}"
+    engines = (
+        f"{plan.private_slots} engines of its own" if plan.private_slots else f"engines at {', '.join(plan.hosts)}"
+    )
+    return f"{engines}{f'; no transfers: {plan.no_transfers}' if plan.no_transfers else ''}"
 
 
 def _key(key: FirstKey) -> str:

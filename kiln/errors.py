@@ -16,6 +16,10 @@ KilnError
     ├── BuildCancelledError
     ├── BuildOverError         the row is closed already; nothing is to be done
     ├── CapacityError          EC2 has no room or throttles
+    ├── ContextMissingError      the build context is not in the object store
+    ├── ContextInvalidError      the build context is no archive that can be built from
+    │   └── ContextTooLargeError
+    ├── SourceUnavailableError   an image that the build needs cannot be read, or may not be
     ├── VerificationFailedError
     ├── AttemptLostError       this attempt may not go on: its lease is another's or over
     ├── WorkerStoppingError    this worker is shutting down; another takes the build up
@@ -115,6 +119,28 @@ class CapacityError(BuildError):
 
     code = ErrorCode.CAPACITY
     retryable = True
+
+
+class ContextMissingError(BuildError):
+    """The build context was not uploaded in its time, or is no longer in the object store."""
+
+    code = ErrorCode.CONTEXT_MISSING
+
+
+class ContextInvalidError(BuildError):
+    """The build context is no archive that can be built from; the message says which rule it breaks."""
+
+    code = ErrorCode.CONTEXT_INVALID
+
+
+class ContextTooLargeError(ContextInvalidError):
+    """The build context is longer than it may be."""
+
+
+class SourceUnavailableError(BuildError):
+    """An image that the build needs does not exist, does not answer, or is not the organization's to read."""
+
+    code = ErrorCode.SOURCE_UNAVAILABLE
 
 
 class VerificationFailedError(BuildError):

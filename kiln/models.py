@@ -27,11 +27,14 @@ class Api(StrEnum):
     """The contract through which a build came."""
 
     MACHINE_IMAGES = "machine-images"
+    CONTAINER_IMAGES = "container-images"
+    CLOUD_BUILDS = "cloud-builds"
 
 
 class BuildStatus(StrEnum):
     """A build's life as the catalog keeps it. `cancelling` is an open status with a cancel request; see `shown_status`."""
 
+    AWAITING_CONTEXT = "awaiting_context"
     QUEUED = "queued"
     BUILDING = "building"
     SUCCEEDED = "succeeded"
@@ -45,7 +48,9 @@ class BuildStatus(StrEnum):
         return self in OPEN_STATUSES
 
 
-OPEN_STATUSES = frozenset({BuildStatus.QUEUED, BuildStatus.BUILDING, BuildStatus.CANCELLING})
+OPEN_STATUSES = frozenset(
+    {BuildStatus.AWAITING_CONTEXT, BuildStatus.QUEUED, BuildStatus.BUILDING, BuildStatus.CANCELLING}
+)
 
 
 class ErrorCode(StrEnum):
@@ -91,7 +96,85 @@ class MachineBuildSpec(Frozen):
     tags: dict[str, str] = Field(default_factory=dict)
 
 
-BuildSpec = Annotated[MachineBuildSpec, Field(discriminator="kind")]
+class OwnerType(StrEnum):
+    """Whose namespace a container image stands in (`container-images.md`)."""
+
+    PERSONAL = "personal"
+    TEAM = "team"
+    PLATFORM = "platform"
+
+
+class Visibility(StrEnum):
+    """Who may pull a container image: its organization's keys, or any key."""
+
+    PRIVATE = "PRIVATE"
+    PUBLIC = "PUBLIC"
+
+
+class Target(Frozen):
+    """Where a container image goes. `owner` is the first segment of its path: the organization's slug, `team-{id}` or
+    `platform`; `name` the rest. `visibility` None: an existing tag keeps its own, a new one is PRIVATE."""
+
+    owner_type: OwnerType
+    owner: str
+    name: str
+    tag: str
+    visibility: Visibility | None = None
+
+    @property
+    def repository(self) -> str:
+        return f"{self.owner}/{self.name}"
+
+    @property
+    def display(self) -> str:
+        """`{owner}/{name}:{tag}`."""
+        return f"{self.repository}:{self.tag}"
+
+
+class SourceNotes(Frozen):
+    """What a cloud-builds client says of where its context came from; Kiln keeps it, and reads nothing into it."""
+
+    source_commit: str | None = None
+    source_dirty: bool | None = None
+    source_ref: str | None = None
+    source_repo: str | None = None
+    source_subpath: str | None = None
+    working_tree_hash: str | None = None
+
+
+class ContainerBuildSpec(Frozen):
+    """What a Dockerfile build was asked for. Build arguments whose name says that they are secret are kept encrypted
+    beside the spec, and only named here."""
+
+    kind: Literal[BuildKind.CONTAINER] = BuildKind.CONTAINER
+    target: Target
+    dockerfile: str = "Dockerfile"
+    build_args: dict[str, str] = Field(default_factory=dict)
+    secret_names: tuple[str, ...] = ()
+    source: SourceNotes = SourceNotes()
+
+
+class TransferSpec(Frozen):
+    """A copy of a public image, all its platforms. `reference` is whole: `docker.io/library/busybox:1.36`."""
+
+    kind: Literal[BuildKind.TRANSFER] = BuildKind.TRANSFER
+    target: Target
+    reference: str
+
+
+class RegistrationSpec(Frozen):
+    """A finished image that was made known to Kiln; `reference` is whole and names a digest."""
+
+    kind: Literal[BuildKind.REGISTRATION] = BuildKind.REGISTRATION
+    target: Target
+    reference: str
+    source: SourceNotes = SourceNotes()
+
+
+ImageSpec = ContainerBuildSpec | TransferSpec | RegistrationSpec
+BuildSpec = Annotated[
+    MachineBuildSpec | ContainerBuildSpec | TransferSpec | RegistrationSpec, Field(discriminator="kind")
+]
 
 
 class BuildRef(Frozen):
@@ -101,6 +184,7 @@ class BuildRef(Frozen):
     organization_id: str
     kind: BuildKind
     platform: str = "linux/amd64"
+    awaits_context: bool = False
 
 
 class ImageRef(Frozen):
@@ -120,7 +204,10 @@ class Claim(Frozen):
 
 
 class BuiltImage(Frozen):
-    """What a builder made, as the cloud named it."""
+    """What a builder made, as the cloud or the registry named it: an AMI's id, or a manifest's digest.
+
+    For a container image, `region` is empty and `account` the registry's host.
+    """
 
     image_id: str
     region: str
@@ -130,10 +217,11 @@ class BuiltImage(Frozen):
 
 
 class ImageView(Frozen):
-    """An image as `kiln.md` shows it inside a build."""
+    """An image as `kiln.md` shows it inside a build. A container image's reference names its digest."""
 
-    kind: Literal["ami"] = "ami"
+    kind: Literal["ami", "container"] = "ami"
     reference: str
+    digest: str | None = None
     region: str | None = None
     platform: str | None = None
     size_bytes: int | None = None
@@ -169,6 +257,32 @@ class BuildStatusView(Frozen):
     image: ImageView | None
     error: Failure | None
     progress: Progress | None
+
+
+class ContextState(StrEnum):
+    """What a build's workflow hears when it asks for its context."""
+
+    AWAITED = "awaited"
+    READY = "ready"
+    EXPIRED = "expired"
+
+
+class ContextAnswer(Frozen):
+    """Activity `accept-context`: whether the context is there; `seconds_left` until it is no longer waited for.
+
+    `message` says of an expired one what was waited for.
+    """
+
+    state: ContextState
+    seconds_left: float = 0.0
+    message: str = ""
+
+
+class ContextRequest(Frozen):
+    """Activity `accept-context`: `announced` when somebody signalled that the context has come."""
+
+    build: BuildRef
+    announced: bool = False
 
 
 class BuilderReport(Frozen):

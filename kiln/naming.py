@@ -6,6 +6,9 @@ from typing import Final
 BUILD_WORKFLOW_ID_PREFIX: Final = "build-"
 CONTROL_QUEUE: Final = "kiln.control"
 PACKER_QUEUE: Final = "kiln.packer"
+TRANSFER_QUEUE: Final = "kiln.transfer"
+PLATFORMS: Final = ("linux/amd64", "linux/arm64", "linux/arm/v7")
+STAGING_OWNER: Final = "kiln-staging"
 KEEP_HOUSE_WORKFLOW_ID: Final = "keep-house"
 
 INSTALLATION_TAG: Final = "kiln:installation"
@@ -29,6 +32,31 @@ def build_workflow_id(build_id: str) -> str:
 def delete_workflow_id(image_id: str) -> str:
     """The id of the workflow that deletes an image, by the catalog's id of that image."""
     return f"delete-{image_id}"
+
+
+def container_queue(platform: str) -> str:
+    """`kiln.container.linux-arm-v7` for `linux/arm/v7`."""
+    return f"kiln.container.{platform.replace('/', '-')}"
+
+
+def staging_repository(build_id: str) -> str:
+    """Where a build's attempts push: nobody pulls from it, and no user's tag stands in it."""
+    return f"{STAGING_OWNER}/{build_id}"
+
+
+def staging_tag(attempt: int) -> str:
+    """An attempt's own tag in its build's staging repository."""
+    return f"attempt-{attempt}"
+
+
+def context_key(build_id: str) -> str:
+    """The object that holds a build's context."""
+    return f"contexts/{build_id}"
+
+
+def build_of_context(key: str) -> str:
+    """The build whose context an object is."""
+    return key.rpartition("/")[2]
 
 
 def resource_suffix(build_id: str, attempt: int) -> str:

@@ -1,6 +1,7 @@
 """Kiln's settings, read from the environment once at start-up and handed on. Names are `KILN_` and the field's name."""
 
 import hashlib
+import platform
 import tempfile
 from datetime import timedelta
 from enum import StrEnum
@@ -12,10 +13,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kiln.errors import KilnError
+from kiln.naming import PLATFORMS
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # A Unix socket's path has at most 107 bytes; the rest of it is a run's own name and Packer's.
 RUNS_PATH_LENGTH = 50
+MACHINES = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "armv7l": "linux/arm/v7"}
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -44,6 +47,8 @@ class Settings(BaseSettings):
     temporal_ui_port: Annotated[int, Field(ge=1, le=65535)] = 8233
     temporal_ui_url: str = ""
     ec2_port: Annotated[int, Field(ge=1, le=65535)] = 5555
+    registry_port: Annotated[int, Field(ge=1, le=65535)] = 5000
+    public_url: str = ""
 
     catalog_url: str = ""
     logs_url: str = ""
@@ -64,6 +69,38 @@ class Settings(BaseSettings):
     packer_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     template_dir: Path | None = None
 
+    containers: bool = True
+    containers_off: str = ""
+    registry: str = ""
+    registry_token_key: Path | None = None
+    engine_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    builder: str = ""
+    buildx: str = "docker buildx"
+    skopeo: str = "skopeo"
+    platforms: Annotated[tuple[str, ...], NoDecode] = ()
+    container_slots: Annotated[int, Field(ge=1, le=100)] = 2
+    container_timeout_seconds: Annotated[int, Field(ge=1)] = 3600
+    slot_memory_bytes: Annotated[int, Field(ge=64 * 1024**2)] = 4 * 1024**3
+    slot_cpus: Annotated[float, Field(gt=0)] = 2.0
+    slot_processes: Annotated[int, Field(ge=16)] = 2048
+    slot_cache_bytes: Annotated[int, Field(ge=0)] = 10 * 1000**3
+    registry_cache: bool = True
+    transfer_registries: Annotated[tuple[str, ...], NoDecode] = ()
+    transfer_slots: Annotated[int, Field(ge=1, le=100)] = 2
+
+    objects: str = ""
+    s3_endpoint: str = ""
+    upload_seconds: Annotated[int, Field(ge=1)] = 3600
+    max_context_bytes: Annotated[int, Field(ge=1024)] = 500 * 1000**2
+    max_unpacked_bytes: Annotated[int, Field(ge=1024)] = 20 * 1000**3
+    max_context_members: Annotated[int, Field(ge=1)] = 200_000
+
+    rate_storage: str = ""
+    container_build_rate: str = "150/minute"
+    container_list_rate: str = "300/minute"
+    container_delete_rate: str = "100/minute"
+    container_patch_rate: str = "50/minute"
+
     heartbeat_timeout_seconds: Annotated[float, Field(ge=1)] = 15.0
     cancel_grace_seconds: Annotated[float, Field(ge=0)] = 60.0
     settle_seconds: Annotated[float, Field(ge=0)] | None = None
@@ -77,13 +114,16 @@ class Settings(BaseSettings):
     machine_build_rate: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("regions", mode="before")
+    @field_validator("regions", "engine_hosts", "platforms", "transfer_registries", mode="before")
     @classmethod
-    def _split_regions(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":
+        unknown = set(self.platforms) - set(PLATFORMS)
+        if unknown:
+            raise ValueError(f"KILN_PLATFORMS names {min(unknown)}, which is none of {', '.join(PLATFORMS)}")
         if not self.regions:
             raise ValueError("KILN_REGIONS names no region")
         if self.ec2 is Ec2Mode.AWS and self.ec2_endpoint:
@@ -121,6 +161,35 @@ class Settings(BaseSettings):
             return runs
         mark = hashlib.sha256(str(self.home_dir).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"kiln-runs-{mark}"
+
+    @property
+    def registry_host(self) -> str:
+        """The registry as image references name it."""
+        return self.registry or f"127.0.0.1:{self.registry_port}"
+
+    @property
+    def registry_key_file(self) -> Path:
+        """The private key, and its certificate after it, that sign the tokens which open the registry (PEM)."""
+        return self.registry_token_key or self.home_dir / "registry-token.pem"
+
+    @property
+    def base_url(self) -> str:
+        """Where clients reach the API: KILN_PUBLIC_URL, or this host's own address."""
+        return (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
+
+    @property
+    def builder_platforms(self) -> tuple[str, ...]:
+        """The platforms that this host's builders serve: KILN_PLATFORMS, or the host's own. The first is the default."""
+        return self.platforms or (MACHINES.get(platform.machine(), "linux/amd64"),)
+
+    @property
+    def container_timeout(self) -> timedelta:
+        return timedelta(seconds=self.container_timeout_seconds)
+
+    @property
+    def upload_patience(self) -> timedelta:
+        """How long a build waits for its context."""
+        return timedelta(seconds=self.upload_seconds)
 
     @property
     def catalog_dsn(self) -> str:

@@ -1,9 +1,11 @@
 """The life of a build of any kind: claim, build, publish, clean up, record. It survives the death of any process."""
 
 import asyncio
-from collections.abc import Awaitable
-from datetime import datetime
-from typing import TypeVar
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -11,8 +13,11 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError,
 
 with workflow.unsafe.imports_passed_through():
     from activities.cleanup import CleanupActivities
+    from activities.containers import ContainerActivities, TransferActivities
+    from activities.context import ContextActivities
     from activities.interceptor import CANCELLED_TYPE, OVER_TYPE
     from activities.packer import PackerActivities
+    from activities.publication import PublicationActivities
     from activities.record import RecordActivities
     from activities.verify import VerifyActivities
     from kiln.models import (
@@ -25,6 +30,9 @@ with workflow.unsafe.imports_passed_through():
         BuiltImage,
         Claim,
         ClaimRequest,
+        CleanupReport,
+        ContextRequest,
+        ContextState,
         EndRequest,
         ErrorCode,
         Failure,
@@ -38,8 +46,26 @@ T = TypeVar("T")
 STATUS_ATTRIBUTE = SearchAttributeKey.for_keyword("KilnStatus")
 IMAGE_ATTRIBUTE = SearchAttributeKey.for_keyword("KilnImage")
 
-BUILDERS = {BuildKind.MACHINE: PackerActivities.build}
-BUILDER_NAMES = {BuildKind.MACHINE: "Packer"}
+
+@dataclass(frozen=True)
+class Line:
+    """The activities that one kind of build goes through, and what its builder is called."""
+
+    builder: str
+    build: Callable[[Any, BuildRef], Awaitable[BuiltImage]]
+    publish: Callable[[Any, PublishRequest], BuildEnd]
+    clean_up: Callable[[Any, BuildRef], CleanupReport]
+
+
+LINES = {
+    BuildKind.MACHINE: Line("Packer", PackerActivities.build, VerifyActivities.publish, CleanupActivities.clean_up),
+    BuildKind.CONTAINER: Line(
+        "container", ContainerActivities.build, PublicationActivities.publish, PublicationActivities.clean_up
+    ),
+    BuildKind.TRANSFER: Line(
+        "transfer", TransferActivities.transfer, PublicationActivities.publish, PublicationActivities.clean_up
+    ),
+}
 
 
 @workflow.defn(name="build-image")
@@ -55,6 +81,7 @@ class BuildImageWorkflow:
         self._detail = "taking the build over from the catalog"
         self._since: datetime | None = None
         self._end: BuildEnd | None = None
+        self._announced = False
 
     @workflow.run
     async def run(self, build: BuildRef) -> BuildEnd:
@@ -63,6 +90,7 @@ class BuildImageWorkflow:
             return self._not_mine()
         try:
             self._refuse_if_cancelled(claim)
+            await self._context_arrives(build)
             image = await self._build(build, claim)
             self._refuse_if_cancelled(claim)
             outcome = await self._shielded(self._publish(build, image))
@@ -89,7 +117,8 @@ class BuildImageWorkflow:
 
     @workflow.signal(name="context_uploaded")
     def context_uploaded(self) -> None:
-        """Other services may say that a build's context has come. A machine image has none: nothing waits for it."""
+        """Other services may say that a build's context has come; without the object, nothing follows from it."""
+        self._announced = True
 
     @workflow.signal(name="builder_report")
     def builder_report(self, report: BuilderReport) -> None:
@@ -105,16 +134,40 @@ class BuildImageWorkflow:
             RecordActivities.claim, ClaimRequest(build=build, run_id=run_id), **options.record()
         )
 
+    async def _context_arrives(self, build: BuildRef) -> None:
+        """Waits for the signal, and looks into the catalog now and then: a signal may be lost with Temporal's absence."""
+        if not build.awaits_context:
+            return
+        self._show(BuildStatus.AWAITING_CONTEXT, "awaiting_context", "waiting for the build context to be uploaded")
+        pause = options.CONTEXT_FIRST_PAUSE
+        while True:
+            request = ContextRequest(build=build, announced=self._announced)
+            self._announced = False
+            answer = await workflow.execute_activity_method(
+                ContextActivities.accept, request, **options.accept_context()
+            )
+            if answer.state is ContextState.READY:
+                return
+            if answer.state is ContextState.EXPIRED:
+                raise ApplicationError(answer.message, type=ErrorCode.CONTEXT_MISSING.value, non_retryable=True)
+            await self._announcement(min(pause, timedelta(seconds=answer.seconds_left)))
+            pause = min(pause * 2, options.CONTEXT_LONGEST_PAUSE)
+
+    async def _announcement(self, patience: timedelta) -> None:
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(lambda: self._announced, timeout=patience)
+
     async def _build(self, build: BuildRef, claim: Claim) -> BuiltImage:
-        self._show(BuildStatus.QUEUED, "waiting", f"waiting for a {BUILDER_NAMES[build.kind]} builder")
+        line = LINES[build.kind]
+        self._show(BuildStatus.QUEUED, "waiting", f"waiting for a {_place(build, line)} builder")
         return await workflow.execute_activity_method(
-            BUILDERS[build.kind], build, **options.builder(build, claim), summary="build"
+            line.build, build, **options.builder(build, claim), summary="build"
         )
 
     async def _publish(self, build: BuildRef, image: BuiltImage) -> BuildEnd:
         self._show(self._status, "publishing", f"verifying and publishing {image.image_id}")
         return await workflow.execute_activity_method(
-            VerifyActivities.publish, PublishRequest(build=build, image=image), **options.publish()
+            LINES[build.kind].publish, PublishRequest(build=build, image=image), **options.publish()
         )
 
     async def _clean_up(self, build: BuildRef, outcome: BuildEnd) -> None:
@@ -125,7 +178,7 @@ class BuildImageWorkflow:
             "cleaning_up",
             f"{outcome.status}; removing what the build made and does not need",
         )
-        await workflow.execute_activity_method(CleanupActivities.clean_up, build, **options.cleanup())
+        await workflow.execute_activity_method(LINES[build.kind].clean_up, build, **options.cleanup())
 
     async def _record(self, build: BuildRef, outcome: BuildEnd) -> BuildEnd:
         end = await workflow.execute_activity_method(
@@ -175,6 +228,10 @@ class BuildImageWorkflow:
         if end.status is BuildStatus.CANCELLED and workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         return end
+
+
+def _place(build: BuildRef, line: Line) -> str:
+    return build.platform if build.kind is BuildKind.CONTAINER else line.builder
 
 
 def outcome_of(error: BaseException) -> BuildEnd:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client
 
+from activities.errands import carry_out
 from kiln.errors import UnavailableError
 from kiln.models import BuildStatus, HouseTerms
-from kiln.ports import BuildBrief, Ledger
+from kiln.ports import BuildBrief, Ledger, Registry
 from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping
 
 INTERVAL = timedelta(seconds=1)
@@ -21,10 +22,11 @@ log = logging.getLogger("kiln.dispatch")
 class Dispatcher:
     """Runs in every worker that serves the control queue; several at once do no harm."""
 
-    def __init__(self, ledger: Ledger, client: Client, house: HouseTerms) -> None:
+    def __init__(self, ledger: Ledger, client: Client, house: HouseTerms, registry: Registry | None = None) -> None:
         self._ledger = ledger
         self._client = client
         self._house = house
+        self._registry = registry
 
     async def run(self) -> None:
         """Goes round until it is cancelled. A part that does not answer is asked again."""
@@ -44,12 +46,21 @@ class Dispatcher:
             await self._bring(brief)
         for image in await asyncio.to_thread(self._ledger.stuck_deletions, API_PATIENCE):
             await start_deletion(self._client, image)
+        if self._registry is not None:
+            await asyncio.to_thread(run_errands, self._ledger, self._registry)
 
     async def _bring(self, brief: BuildBrief) -> None:
         if brief.run_id is None and brief.status is BuildStatus.QUEUED:
             await start_build(self._client, brief.ref)
         if brief.cancel_requested and _age(brief) > API_PATIENCE:
             await cancel_build(self._client, brief.ref.build_id)
+
+
+def run_errands(ledger: Ledger, registry: Registry) -> None:
+    """What the catalog told the registry to do, and the API had no time for or died before."""
+    for errand in ledger.errands(API_PATIENCE):
+        carry_out(registry, ledger, errand)
+        ledger.errand_done(errand.id)
 
 
 def _age(brief: BuildBrief) -> timedelta:

@@ -7,11 +7,11 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
-    from activities.cleanup import CleanupActivities
     from activities.house import HouseActivities
     from activities.record import RecordActivities
     from kiln.models import BuildEnd, BuildStatus, EndRequest, ErrorCode, Failure, HouseTerms, LostBuild
     from workflows import options
+    from workflows.build_image import LINES
 
 TERMINATED = BuildEnd(
     status=BuildStatus.FAILED,
@@ -49,7 +49,7 @@ class KeepHouseWorkflow:
 
     async def _close(self, lost: LostBuild) -> None:
         """What the workflow would have done at its end."""
-        await workflow.execute_activity_method(CleanupActivities.clean_up, lost.build, **options.house())
+        await workflow.execute_activity_method(LINES[lost.build.kind].clean_up, lost.build, **options.house())
         end = BuildEnd(status=BuildStatus.CANCELLED) if lost.cancelled else TERMINATED
         await workflow.execute_activity_method(
             RecordActivities.record_end, EndRequest(build=lost.build, end=end), **options.record()

@@ -7,9 +7,10 @@ from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
 from kiln.models import BuildKind, BuildRef, Claim
-from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE
+from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
 
-BUILDER_QUEUES: Final = {BuildKind.MACHINE: PACKER_QUEUE}
+CONTEXT_FIRST_PAUSE: Final = timedelta(seconds=5)
+CONTEXT_LONGEST_PAUSE: Final = timedelta(seconds=60)
 
 # A builder keeps its own deadline in the catalog, over all attempts; this only bounds an activity that lost its mind.
 BUILDER_LIMIT: Final = timedelta(days=2)
@@ -37,7 +38,7 @@ def record() -> dict[str, Any]:
 def builder(build: BuildRef, claim: Claim) -> dict[str, Any]:
     """A tool's run. Organizations share builders fairly; the run ends only when the tool is gone."""
     return {
-        "task_queue": BUILDER_QUEUES[build.kind],
+        "task_queue": builder_queue(build),
         "start_to_close_timeout": BUILDER_LIMIT,
         "heartbeat_timeout": timedelta(seconds=claim.heartbeat_timeout_seconds),
         "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -48,6 +49,18 @@ def builder(build: BuildRef, claim: Claim) -> dict[str, Any]:
         ),
         "priority": fairness(build),
     }
+
+
+def builder_queue(build: BuildRef) -> str:
+    """Where the builders of this kind, and for a Dockerfile of this platform, listen."""
+    if build.kind is BuildKind.CONTAINER:
+        return container_queue(build.platform)
+    return TRANSFER_QUEUE if build.kind is BuildKind.TRANSFER else PACKER_QUEUE
+
+
+def accept_context() -> dict[str, Any]:
+    """A look into the catalog, and the check of an archive that somebody announced."""
+    return {"task_queue": CONTROL_QUEUE, "start_to_close_timeout": CLOUD_TIMEOUT, "retry_policy": CATALOG_RETRY}
 
 
 def publish() -> dict[str, Any]:

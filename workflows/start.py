@@ -93,6 +93,18 @@ async def cancel_build(client: Client, build_id: str) -> None:
         raise UnavailableError("Temporal does not answer") from error
 
 
+async def announce_context(client: Client, build_id: str) -> None:
+    """Signals a build's workflow that its context has come. Raises UnavailableError; it finds out by itself, later."""
+    handle = client.get_workflow_handle(build_workflow_id(build_id))
+    try:
+        await handle.signal("context_uploaded", rpc_timeout=START_TIMEOUT)
+    except RPCError as error:
+        if not _is_not_found(error):
+            raise UnavailableError("Temporal does not answer") from error
+    except RuntimeError as error:
+        raise UnavailableError("Temporal does not answer") from error
+
+
 def _is_not_found(error: RPCError) -> bool:
     return error.status is RPCStatusCode.NOT_FOUND
 

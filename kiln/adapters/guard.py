@@ -3,7 +3,7 @@
 A program of its own, which `process.py` starts as `python -I -S -X utf8 guard.py FD`. FD is one end of a socket pair;
 the worker alone holds the other. One JSON object a line goes each way:
 
-    worker   {"argv": […], "env": {…}, "cwd": "…", "lease": seconds | null}    what to run, first
+    worker   {"argv": […], "env": {…}, "cwd": "…", "lease": seconds | null, "stdin": "…" | null}    what to run, first
              {"do": "renew", "seconds": s} | {"do": "interrupt"} | {"do": "kill"}
     guard    {"pid": n} | {"failed": {"step": "…", "problem": "…"}}
              {"code": n | null, "signal": n | null, "reason": ExitReason}      last, once no descendant is left
@@ -214,12 +214,22 @@ def _become_tool(order: dict[str, Any], guard: int, problem_in: int) -> NoReturn
         _restore_signals()
         step = "cwd"
         os.chdir(order["cwd"])
+        step = "stdin"
+        _read_from(order.get("stdin"))
         step = "program"
         os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606
     except BaseException as error:  # noqa: BLE001  this is a copy of the guard: nothing may escape from it
         problem = (isinstance(error, OSError) and error.strerror) or str(error)
         os.write(problem_in, json.dumps({"step": step, "problem": problem}).encode())
     os._exit(CANNOT_EXECUTE)
+
+
+def _read_from(path: str | None) -> None:
+    """Makes a file the standard input, in the place of the guard's, which is at its end."""
+    if path is not None:
+        file = os.open(path, os.O_RDONLY)
+        os.dup2(file, 0)
+        os.close(file)
 
 
 def _restore_signals() -> None:

@@ -1,20 +1,27 @@
 """Turns an order into a Packer run: command line, environment, and a variable file that nobody else can read."""
 
-import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kiln.adapters.runs import (
+    NETWORK_ENVIRONMENT,
+    base_environment,
+    inherited,
+    new_run_dir,
+    sweep_work_dir,
+    write_private,
+)
 from kiln.adapters.templates import Template, Templates
 from kiln.naming import image_name, key_pair_name, resource_tags, security_group_name
 from kiln.ports import Order, PackerJob, SecurityGroupRequest
 
+__all__ = ["PackerPlace", "PackerRuns", "sweep_work_dir"]
+
 VARIABLE_FILE = "kiln.pkrvars.json"
-RUN_PREFIX = "packer-"
 # What a Packer on AWS needs of the worker's environment; everything else stays behind.
 AWS_ENVIRONMENT = (
     "AWS_ACCESS_KEY_ID",
@@ -30,15 +37,6 @@ AWS_ENVIRONMENT = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CA_BUNDLE",
-)
-NETWORK_ENVIRONMENT = (
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    "NO_PROXY",
-    "https_proxy",
-    "http_proxy",
-    "no_proxy",
-    "SSL_CERT_FILE",
 )
 SIMULATED_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -79,7 +77,7 @@ class PackerRuns:
 
     def security_group(self, order: Order) -> SecurityGroupRequest:
         """SSH reaches the build's instance only where Packer logs in over it."""
-        communicator = order.spec.variables.get("communicator", self._place.communicator)
+        communicator = order.machine.variables.get("communicator", self._place.communicator)
         logs_in = not self._place.simulated and communicator == "ssh"
         return SecurityGroupRequest(
             name=security_group_name(order.build_id, order.attempt),
@@ -90,9 +88,8 @@ class PackerRuns:
 
     def prepare(self, order: Order, security_group_id: str) -> PackerJob:
         """Writes the variable file and returns the run. Raises InvalidRequestError if the template is no more."""
-        template = self._templates.find(order.spec.template)
-        self._place.work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{RUN_PREFIX}{os.getpid()}-", dir=self._place.work_dir))
+        template = self._templates.find(order.machine.template)
+        folder = new_run_dir(self._place.work_dir, "packer")
         try:
             self._write_variables(folder / VARIABLE_FILE, order, template, security_group_id)
         except BaseException:
@@ -109,7 +106,7 @@ class PackerRuns:
         return (self._place.program, "build", "-machine-readable", *only, variables, str(template.path))
 
     def _write_variables(self, path: Path, order: Order, template: Template, security_group_id: str) -> None:
-        spec = order.spec
+        spec = order.machine
         values: dict[str, object] = {
             "provider": spec.provider,
             "region": spec.region,
@@ -129,47 +126,28 @@ class PackerRuns:
         if self._place.simulated:
             values["communicator"] = "none"  # there is no machine to log in to
         kept = {name: value for name, value in values.items() if name in template.declared}
-        with open(path, "x", opener=_private, encoding="utf-8") as file:
-            json.dump(kept, file)
+        write_private(path, json.dumps(kept))
 
     def _image_name(self, order: Order) -> str:
-        prefix = order.spec.variables.get("ami_name_prefix") or self._place.name_prefix
-        return image_name(prefix, order.spec.provider, order.build_id, order.attempt)
+        prefix = order.machine.variables.get("ami_name_prefix") or self._place.name_prefix
+        return image_name(prefix, order.machine.provider, order.build_id, order.attempt)
 
     def _tags(self, order: Order) -> dict[str, str]:
-        return {**order.spec.tags, **resource_tags(self._place.installation, order.build_id, order.attempt)}
+        return {**order.machine.tags, **resource_tags(self._place.installation, order.build_id, order.attempt)}
 
     def _environment(self, folder: Path) -> Mapping[str, str]:
         base = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LANG": "C.UTF-8",
-            "HOME": str(folder),
-            "TMPDIR": str(folder),
+            **base_environment(folder),
             "PACKER_CACHE_DIR": str(folder / "cache"),
             "PACKER_CONFIG_DIR": os.environ.get("PACKER_CONFIG_DIR", str(Path.home() / ".config" / "packer")),
             "CHECKPOINT_DISABLE": "1",
         }
         if self._place.simulated:
             return {**base, **SIMULATED_ENVIRONMENT}
-        names = (*AWS_ENVIRONMENT, *NETWORK_ENVIRONMENT)
-        inherited = {name: os.environ[name] for name in names if name in os.environ}
-        return {**base, **_aws_files(), **inherited}
-
-
-def sweep_work_dir(work_dir: Path) -> None:
-    """Removes the directories of runs whose worker is no more: a killed one leaves its variable files behind."""
-    with contextlib.suppress(FileNotFoundError):
-        for folder in work_dir.iterdir():
-            owner = folder.name.removeprefix(RUN_PREFIX).split("-")[0]
-            if folder.name.startswith(RUN_PREFIX) and not (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-                shutil.rmtree(folder, ignore_errors=True)
+        return {**base, **_aws_files(), **inherited(*AWS_ENVIRONMENT, *NETWORK_ENVIRONMENT)}
 
 
 def _aws_files() -> dict[str, str]:
     """The operator's AWS files, named outright because the run's HOME is its own directory."""
     home = Path.home() / ".aws"
     return {"AWS_CONFIG_FILE": str(home / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "credentials")}
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)

@@ -53,11 +53,15 @@ class GuardLostError(KilnError):
 
 @dataclass(frozen=True)
 class Command:
-    """What to run. A bare program name is looked up in the PATH of `env`, which is all that the tool gets to see."""
+    """What to run. A bare program name is looked up in the PATH of `env`, which is all that the tool gets to see.
+
+    `stdin` is a file that the tool reads as its standard input; without one that is at its end.
+    """
 
     argv: tuple[str, ...] = field(repr=False)
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
+    stdin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ class ToolProcess:
                 "env": dict(command.env),
                 "cwd": str(command.cwd),
                 "lease": None if lease is None else lease.total_seconds(),
+                "stdin": None if command.stdin is None else str(command.stdin),
             }
         )
         answer = await self._guard.hear() or {"failed": {"step": "guard", "problem": "it died"}}
@@ -189,7 +194,12 @@ async def start_tool(command: Command, *, redactor: Redactor, lease: timedelta |
 
 def _not_started(command: Command, failure: dict[str, str], redactor: Redactor) -> ToolNotStartedError:
     step = failure["step"]
-    what = {"cwd": f"a tool in {command.cwd}", "program": shlex.join(command.argv)}.get(step, "the guard of a tool")
+    places = {
+        "cwd": f"a tool in {command.cwd}",
+        "stdin": f"a tool that reads {command.stdin}",
+        "program": shlex.join(command.argv),
+    }
+    what = places.get(step, "the guard of a tool")
     return ToolNotStartedError(redactor.text(f"cannot start {what}: {failure['problem']}"), missing=step == "program")
 
 

@@ -12,11 +12,18 @@ from kiln.redact import Redactor
 class GuardedToolbox:
     """Starts tools under guards."""
 
-    async def start(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, redactor: Redactor, lease: timedelta
+    async def start(  # noqa: PLR0913  what a process needs
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        redactor: Redactor,
+        lease: timedelta,
+        *,
+        stdin: Path | None = None,
     ) -> ToolProcess:
         """Raises ToolMissingError if there is no such program, UnavailableError if it could not be started."""
         try:
-            return await start_tool(Command(tuple(argv), env, cwd), redactor=redactor, lease=lease)
+            return await start_tool(Command(tuple(argv), env, cwd, stdin), redactor=redactor, lease=lease)
         except ToolNotStartedError as error:
             raise (ToolMissingError if error.missing else UnavailableError)(str(error)) from error

@@ -3,13 +3,19 @@
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, case, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog.builds import OPEN
 from kiln.catalog.session import database_now
 from kiln.catalog.tables import Build, UtcDateTime
-from kiln.errors import AttemptLostError, BuildCancelledError, BuildNotFoundError, BuildOverError
+from kiln.errors import (
+    AttemptLostError,
+    BuildCancelledError,
+    BuildNotFoundError,
+    BuildOverError,
+    ContextMissingError,
+)
 from kiln.models import BuildEnd, BuildStatus
 from kiln.ports import Held
 
@@ -29,13 +35,14 @@ def claim(tx: Session, build_id: str, run_id: str) -> Build | None:
 def begin(tx: Session, build_id: str, holder: str, lease: timedelta) -> Build | Held:
     """The next attempt, `queued` until its tool starts, holding the build for `lease`; or who still holds it.
 
-    Raises BuildCancelledError, BuildOverError, BuildNotFoundError.
+    Raises BuildCancelledError, BuildOverError, ContextMissingError, BuildNotFoundError.
     """
     now = database_now(tx)
     row = tx.scalars(
         update(Build)
         .where(
             *_wants_work(build_id),
+            Build.status != BuildStatus.AWAITING_CONTEXT.value,
             or_(Build.lease_until.is_(None), Build.lease_until <= now),
         )
         .values(
@@ -49,7 +56,10 @@ def begin(tx: Session, build_id: str, holder: str, lease: timedelta) -> Build | 
     ).first()
     if row is not None:
         return row
-    return Held(_remaining_lease(tx, _open_row(tx, build_id)))
+    open_row = _open_row(tx, build_id)
+    if open_row.status == BuildStatus.AWAITING_CONTEXT.value:
+        raise ContextMissingError(f"build {build_id} has not got its context yet")
+    return Held(_remaining_lease(tx, open_row))
 
 
 def holder_of(tx: Session, build_id: str) -> str | None:
@@ -134,16 +144,20 @@ def fence(tx: Session, build_id: str) -> timedelta:
 
 
 def finish(tx: Session, build_id: str, end: BuildEnd) -> Build:
-    """Closes an open build and forgets its secrets; a closed one stays as it is, but for `cleaned_at`. Returns the row."""
+    """Closes an open build and forgets its secrets; a closed one stays as it is, but for `cleaned_at`. Returns the row.
+
+    One whose publication was begun has `succeeded`, whatever became of its workflow.
+    """
     now = datetime.now(UTC)
+    published = Build.publishing_at.is_not(None)
     tx.execute(
         update(Build)
         .where(Build.id == build_id, Build.status.in_(OPEN))
         .values(
-            status=end.status.value,
+            status=case((published, BuildStatus.SUCCEEDED.value), else_=end.status.value),
             completed_at=now,
-            error_code=end.error.code.value if end.error else None,
-            error_message=end.error.message if end.error else None,
+            error_code=case((published, None), else_=end.error.code.value if end.error else None),
+            error_message=case((published, None), else_=end.error.message if end.error else None),
         )
     )
     tx.execute(
@@ -175,6 +189,38 @@ def publish(tx: Session, build_id: str, attempt: int) -> Build:
     return row
 
 
+def begin_publication(tx: Session, build_id: str, attempt: int) -> Build:
+    """Writes that the attempt's image is public from now on, whatever comes; the build stays open until the registry
+    has it. Repeating it is harmless.
+
+    Raises BuildCancelledError, BuildOverError, AttemptLostError: then nothing may be published.
+    """
+    row = row_of(tx, build_id, lock=True)
+    if row.publishing_at is not None and row.attempt == attempt:
+        return row
+    _open_row(tx, build_id)
+    if row.attempt != attempt:
+        raise AttemptLostError(f"attempt {attempt} of build {build_id} no longer holds it")
+    row.publishing_at = datetime.now(UTC)
+    row.pending_image = None
+    tx.flush()
+    return row
+
+
+def finish_publication(tx: Session, build_id: str) -> Build:
+    """Writes `succeeded` for a build whose image the registry has. Repeating it is harmless.
+
+    Raises BuildOverError if its publication was never begun, BuildNotFoundError.
+    """
+    row = row_of(tx, build_id, lock=True)
+    if row.publishing_at is None:
+        raise BuildOverError(f"build {build_id} is not being published")
+    if row.status in OPEN:
+        row.status, row.completed_at, row.secrets = BuildStatus.SUCCEEDED.value, datetime.now(UTC), None
+        tx.flush()
+    return row
+
+
 def open_builds(session: Session, older_than: timedelta) -> list[Build]:
     """Open builds that have had `older_than` to get going, oldest first, for the comparison with Temporal."""
     born_before = datetime.now(UTC) - older_than
@@ -186,7 +232,11 @@ def requeue_lapsed(tx: Session) -> int:
     """Builds whose attempt's lease is over wait for another one: they read `queued` again. Returns how many."""
     rows = tx.execute(
         update(Build)
-        .where(Build.status == BuildStatus.BUILDING.value, Build.lease_until <= database_now(tx))
+        .where(
+            Build.status == BuildStatus.BUILDING.value,
+            Build.publishing_at.is_(None),
+            Build.lease_until <= database_now(tx),
+        )
         .values(status=BuildStatus.QUEUED.value)
         .returning(Build.id)
     )
@@ -199,6 +249,7 @@ def _wants_work(build_id: str) -> tuple[ColumnElement[bool], ...]:
         Build.status.in_(OPEN),
         Build.cancel_requested_at.is_(None),
         Build.closing_at.is_(None),
+        Build.publishing_at.is_(None),
     )
 
 
@@ -207,7 +258,7 @@ def row_of(tx: Session, build_id: str, *, lock: bool = False) -> Build:
 
     Raises BuildNotFoundError.
     """
-    row = tx.get(Build, build_id, with_for_update=True if lock else None)
+    row = tx.get(Build, build_id, with_for_update=True if lock else None, populate_existing=lock)
     if row is None:
         raise BuildNotFoundError(f"build {build_id} is not in the catalog")
     return row
@@ -220,6 +271,8 @@ def _open_row(tx: Session, build_id: str) -> Build:
         raise BuildNotFoundError(f"build {build_id} is not in the catalog")
     if row.status not in OPEN or row.closing_at is not None:
         raise BuildOverError(f"build {build_id} is being closed, or closed already")
+    if row.publishing_at is not None:
+        raise BuildOverError(f"build {build_id} is being published")
     if row.cancel_requested_at is not None:
         raise BuildCancelledError("the build's cancellation was asked for")
     return row

@@ -9,13 +9,15 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog.tables import Build, Image
-from kiln.models import Api, BuiltImage, ImageView
-from kiln.ports import Ami
+from kiln.models import Api, BuildKind, BuiltImage, ImageView
+from kiln.ports import Ami, ImageFacts
 
 AVAILABLE = "available"
 DELETING = "deleting"
 DELETED = "deleted"
 GONE = "gone"
+AMI = "ami"
+CONTAINER = "container"
 GIB = 1024**3
 
 
@@ -39,7 +41,7 @@ def insert_ami(tx: Session, build: Build, ami: Ami, built: BuiltImage, *, simula
         id=str(uuid.uuid4()),
         organization_id=build.organization_id,
         build_id=build.id,
-        kind="ami",
+        kind=AMI,
         api=build.api,
         reference=ami.image_id,
         account=built.account,
@@ -58,9 +60,59 @@ def insert_ami(tx: Session, build: Build, ami: Ami, built: BuiltImage, *, simula
     return row
 
 
+def insert_container(tx: Session, build: Build, facts: ImageFacts, built: BuiltImage, host: str) -> Image:
+    """The image of a build whose publication has begun, in the same transaction. `host` is the registry's.
+
+    A registered image keeps the reference under which it was registered.
+    """
+    registered = build.kind == BuildKind.REGISTRATION.value
+    row = Image(
+        id=str(uuid.uuid4()),
+        organization_id=build.organization_id,
+        build_id=build.id,
+        kind=CONTAINER,
+        api=build.api,
+        reference=build.spec["reference"] if registered else f"{host}/{build.repository}@{built.image_id}",
+        account=host,
+        region="",
+        platform=_platform(build, facts),
+        provider="",
+        size_bytes=facts.size_bytes,
+        snapshot_ids=[],
+        kept_snapshot_ids=[],
+        simulated=False,
+        status=AVAILABLE,
+        created_at=datetime.now(UTC),
+        repository=build.repository,
+        digest=built.image_id,
+        platforms=list(facts.platforms),
+    )
+    tx.add(row)
+    tx.flush()
+    return row
+
+
+def _platform(build: Build, facts: ImageFacts) -> str:
+    """Of an image of several platforms, the one that the build asked for."""
+    return build.platform if build.platform in facts.platforms else next(iter(facts.platforms), build.platform)
+
+
 def of_build(session: Session, build_id: str) -> Image | None:
     """The image that a build published."""
     return session.scalars(select(Image).where(Image.build_id == build_id)).first()
+
+
+def built(session: Session, digests: Collection[str]) -> dict[str, set[str]]:
+    """The repositories for which builds of Dockerfiles made each of the digests; deleted images count."""
+    query = (
+        select(Image.digest, Image.repository)
+        .join(Build, Build.id == Image.build_id)
+        .where(Image.digest.in_(digests), Build.kind == BuildKind.CONTAINER.value)
+    )
+    found: dict[str, set[str]] = {}
+    for digest, repository in session.execute(query):
+        found.setdefault(str(digest), set()).add(str(repository))
+    return found
 
 
 def get(session: Session, image_id: str) -> Image | None:
@@ -69,9 +121,10 @@ def get(session: Session, image_id: str) -> Image | None:
 
 
 def find(session: Session, organization_id: str, api: Api, reference: str) -> Image | None:
-    """An organization's image that still exists or is being deleted, by its AMI id."""
+    """An organization's AMI that still exists or is being deleted, by its AMI id."""
     query = select(Image).where(
         Image.organization_id == organization_id,
+        Image.kind == AMI,
         Image.api == api.value,
         Image.reference == reference,
         Image.status.in_((AVAILABLE, DELETING)),
@@ -80,9 +133,10 @@ def find(session: Session, organization_id: str, api: Api, reference: str) -> Im
 
 
 def listing(session: Session, wanted: ImageFilter, deleting_since: datetime) -> Sequence[Image]:
-    """Images that exist, newest first; one that is being deleted only if that began after `deleting_since`."""
+    """AMIs that exist, newest first; one that is being deleted only if that began after `deleting_since`."""
     query = select(Image).where(
         Image.organization_id == wanted.organization_id,
+        Image.kind == AMI,
         Image.api == wanted.api.value,
         (Image.status == AVAILABLE) | ((Image.status == DELETING) & (Image.deleting_at > deleting_since)),
     )
@@ -123,21 +177,24 @@ def mark_gone(tx: Session, image_ids: Collection[str], reason: str) -> None:
 
 
 def living(session: Session) -> Sequence[Image]:
-    """Every image that the catalog believes to be there."""
-    return session.scalars(select(Image).where(Image.status == AVAILABLE)).all()
+    """Every AMI that the catalog believes to be there."""
+    return session.scalars(select(Image).where(Image.kind == AMI, Image.status == AVAILABLE)).all()
 
 
 def stuck_deletions(session: Session, older_than: timedelta) -> Sequence[Image]:
-    """Images whose deletion began a while ago and is not recorded as done."""
+    """AMIs whose deletion began a while ago and is not recorded as done."""
     began_before = datetime.now(UTC) - older_than
-    return session.scalars(select(Image).where(Image.status == DELETING, Image.deleting_at <= began_before)).all()
+    stuck = (Image.kind == AMI, Image.status == DELETING, Image.deleting_at <= began_before)
+    return session.scalars(select(Image).where(*stuck)).all()
 
 
 def view(row: Image) -> ImageView:
     """The image as `kiln.md` shows it."""
     return ImageView(
+        kind="container" if row.kind == CONTAINER else "ami",
         reference=row.reference,
-        region=row.region,
+        digest=row.digest,
+        region=row.region or None,
         platform=row.platform,
         size_bytes=row.size_bytes,
         simulated=row.simulated,

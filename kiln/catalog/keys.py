@@ -1,6 +1,7 @@
 """Organizations and API keys. A key is `amk_` and 80 hex digits; the catalog keeps its hash only."""
 
 import hashlib
+import re
 import secrets
 import uuid
 from collections.abc import Collection, Sequence
@@ -10,12 +11,17 @@ from datetime import UTC, datetime
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from kiln.catalog import tags
 from kiln.catalog.tables import ApiKey, Organization
+from kiln.errors import InvalidRequestError
 
 KEY_PREFIX = "amk_"
 KEY_HEX_DIGITS = 80
 HINT_LENGTH = 12
 DEFAULT_ORGANIZATION = "default"
+# A path component of the OCI distribution specification; at most a DNS label's length.
+SLUG = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
+SLUG_LENGTH = 63
 SCOPES = (
     "builds:read",
     "builds:write",
@@ -52,13 +58,26 @@ class KnownKey:
 
 
 def ensure_organization(tx: Session, slug: str) -> Organization:
-    """The organization of this slug, made if it is not there."""
+    """The organization of this slug, made if it is not there.
+
+    Raises InvalidRequestError for a slug that a new one cannot have: its images stand below it in the registry.
+    """
     row = tx.scalars(select(Organization).where(Organization.slug == slug)).first()
     if row is None:
+        _check_slug(slug)
         row = Organization(id=str(uuid.uuid4()), slug=slug, created_at=datetime.now(UTC))
         tx.add(row)
         tx.flush()
     return row
+
+
+def _check_slug(slug: str) -> None:
+    if not SLUG.fullmatch(slug) or len(slug) > SLUG_LENGTH:
+        raise InvalidRequestError(
+            "organization", "must be lower-case letters and digits, with hyphens, dots or underscores between them"
+        )
+    if tags.is_reserved(slug):
+        raise InvalidRequestError("organization", f"{slug} is the name of a namespace that no organization owns")
 
 
 def create(

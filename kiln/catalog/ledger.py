@@ -1,27 +1,48 @@
 """The catalog behind `kiln.ports.Ledger`: each method is one transaction."""
 
 from collections.abc import Collection
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from kiln.catalog import attempts, builds, idempotency, images
+from kiln.catalog import attempts, builds, contexts, errands, idempotency, images, tags
 from kiln.catalog.session import Catalog
-from kiln.catalog.tables import Build
+from kiln.catalog.tables import Build, Organization
 from kiln.models import (
     BuildEnd,
     BuildKind,
     BuildRef,
+    BuildSpec,
     BuildStatus,
     BuiltImage,
     Claim,
     ErrorCode,
     Failure,
     ImageRef,
-    MachineBuildSpec,
+    Target,
 )
-from kiln.ports import Ami, BuildBrief, DoomedImage, Footprint, Held, LivingImage, Order
+from kiln.naming import context_key
+from kiln.ports import (
+    Ami,
+    BuildBrief,
+    ContainerFootprint,
+    ContextFacts,
+    ContextOrder,
+    DoomedImage,
+    Errand,
+    Footprint,
+    Held,
+    ImageFacts,
+    LivingImage,
+    Order,
+    Publication,
+)
 from kiln.sealing import Sealer
+
+SPEC: Final[TypeAdapter[BuildSpec]] = TypeAdapter(BuildSpec)
+ERRANDS_AT_ONCE: Final = 100
 
 
 class CatalogLedger:
@@ -50,11 +71,14 @@ class CatalogLedger:
         return Order(
             build_id=row.id,
             attempt=row.attempt,
-            spec=MachineBuildSpec.model_validate(row.spec),
+            spec=SPEC.validate_python(row.spec),
             secrets=self._sealer.open(row.secrets),
             known_ids=frozenset(row.known_ids),
             deadline_at=row.deadline_at,
             predecessor_lost=predecessor_lost,
+            organization_id=row.organization_id,
+            platform=row.platform,
+            context_sha256=row.context_sha256,
         )
 
     def renew(self, build_id: str, attempt: int, lease: timedelta) -> None:
@@ -84,6 +108,90 @@ class CatalogLedger:
                 build = attempts.publish(tx, build_id, image.attempt)
                 known = images.insert_ami(tx, build, ami, image, simulated=simulated)
             return BuildEnd(status=BuildStatus.SUCCEEDED, image=images.view(known))
+
+    def begin_publication(self, image: BuiltImage, build_id: str, facts: ImageFacts, host: str) -> Publication:
+        with self._catalog.transaction() as tx:
+            build = attempts.begin_publication(tx, build_id, image.attempt)
+            known = images.of_build(tx, build_id)
+            target = _target_of(build)
+            if known is None:
+                known = images.insert_container(tx, build, facts, image, host)
+                tags.publish(tx, build, known, target)
+            return Publication(target.repository, target.tag, facts.digest)
+
+    def finish_publication(self, build_id: str) -> BuildEnd:
+        with self._catalog.transaction() as tx:
+            return _end_of(tx, attempts.finish_publication(tx, build_id))
+
+    def tagged(self, repository: str, tag: str) -> str | None:
+        owner, _, name = repository.partition("/")
+        with self._catalog.read() as session:
+            found = tags.find(session, owner, name, tag)
+            return found.tag.digest if found else None
+
+    def needed(self, repository: str, digest: str) -> list[str]:
+        with self._catalog.read() as session:
+            return tags.needed(session, repository, digest)
+
+    def may_pull(self, organization_id: str, repositories: Collection[str]) -> set[str]:
+        with self._catalog.read() as session:
+            organization = session.get(Organization, organization_id)
+            slug = organization.slug if organization else ""
+            return tags.readable(session, organization_id, slug, repositories)
+
+    def withheld(self, organization_id: str, digests: Collection[str]) -> set[str]:
+        with self._catalog.read() as session:
+            built = images.built(session, digests)
+        readable = self.may_pull(organization_id, {repository for places in built.values() for repository in places})
+        return {digest for digest, places in built.items() if readable.isdisjoint(places)}
+
+    def context(self, build_id: str) -> ContextOrder | None:
+        with self._catalog.read() as session:
+            row, build = contexts.of(session, build_id), builds.get(session, build_id)
+        if row is None or build is None or row.upload_until is None:
+            return None
+        return ContextOrder(
+            key=context_key(build_id),
+            dockerfile=row.dockerfile,
+            started=row.started,
+            wanted=row.open,
+            seconds_left=(row.upload_until - datetime.now(UTC)).total_seconds(),
+            patience_seconds=round((row.upload_until - build.created_at).total_seconds()),
+        )
+
+    def start_context(self, build_id: str, facts: ContextFacts) -> bool:
+        with self._catalog.transaction() as tx:
+            return contexts.start(tx, build_id, facts)
+
+    def over(self, build_ids: Collection[str]) -> set[str]:
+        with self._catalog.read() as session:
+            return contexts.over(session, build_ids)
+
+    def errands(self, older_than: timedelta) -> list[Errand]:
+        with self._catalog.read() as session:
+            rows = errands.waiting(session, older_than, ERRANDS_AT_ONCE)
+            return [Errand(row.id, row.repository, row.tag, row.digest, row.source_repository) for row in rows]
+
+    def errand_done(self, errand_id: str) -> None:
+        with self._catalog.transaction() as tx:
+            errands.done(tx, errand_id)
+
+    def fence_container(self, build_id: str) -> ContainerFootprint:
+        with self._catalog.transaction() as tx:
+            remaining = attempts.fence(tx, build_id)
+            row = attempts.row_of(tx, build_id)
+            image = images.of_build(tx, build_id)
+            publication = None
+            if image is not None and row.status != BuildStatus.SUCCEEDED and image.digest is not None:
+                target = _target_of(row)
+                publication = Publication(target.repository, target.tag, image.digest)
+            return ContainerFootprint(
+                build_id=row.id,
+                attempt=row.attempt if row.account else 0,
+                remaining_lease=remaining,
+                orderly=image is not None and row.attempt <= 1,
+                publication=publication,
+            )
 
     def note_cancel(self, build_id: str) -> None:
         with self._catalog.transaction() as tx:
@@ -154,9 +262,17 @@ class CatalogLedger:
             idempotency.forget_old(tx)
 
 
+def _target_of(row: Build) -> Target:
+    return Target.model_validate(row.spec["target"])
+
+
 def _brief(row: Build) -> BuildBrief:
     ref = BuildRef(
-        build_id=row.id, organization_id=row.organization_id, kind=BuildKind(row.kind), platform=row.platform
+        build_id=row.id,
+        organization_id=row.organization_id,
+        kind=BuildKind(row.kind),
+        platform=row.platform,
+        awaits_context=row.upload_until is not None,
     )
     return BuildBrief(
         ref=ref,

@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -42,6 +43,8 @@ class Base(DeclarativeBase):
 
 ID = String(36)
 SHORT = String(255)
+# What a client may send as an image's reference, made whole with its digest (kiln/references.py).
+REFERENCE = String(1100)
 
 
 class Installation(Base):
@@ -81,13 +84,18 @@ class ApiKey(Base):
 
 class Build(Base):
     """One build of any kind. `run_id` is the workflow run that claimed it; `lease_until` is the attempt's own hold;
-    from `closing_at` on, no attempt begins or goes on;
-    `pending_image` is the AMI that EC2 is making for it."""
+    from `closing_at` on, no attempt begins or goes on; from `publishing_at` on, the image is public whatever comes;
+    `pending_image` is the AMI that EC2 is making for it; `upload_until` is set for a build that waits for its context."""
 
     __tablename__ = "builds"
     __table_args__ = (
         Index("ix_builds_page", "organization_id", "created_at", "id"),
         Index("ix_builds_open", "status", "created_at"),
+        Index("ix_builds_api", "organization_id", "api", "created_at", "id"),
+        Index("ix_builds_agent", "organization_id", "agent_name", "created_at", "id"),
+        Index("ix_builds_commit", "organization_id", "source_commit", "created_at", "id"),
+        Index("ix_builds_tree", "organization_id", "working_tree_hash", "created_at", "id"),
+        Index("ix_builds_target", "repository", "tag", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
@@ -116,6 +124,71 @@ class Build(Base):
     cleaned_at: Mapped[datetime | None]
     error_code: Mapped[str | None] = mapped_column(SHORT)
     error_message: Mapped[str | None]
+    agent_id: Mapped[str | None] = mapped_column(ForeignKey("agents.id"))
+    agent_name: Mapped[str | None] = mapped_column(SHORT)
+    repository: Mapped[str | None] = mapped_column(SHORT)
+    tag: Mapped[str | None] = mapped_column(SHORT)
+    source_commit: Mapped[str | None] = mapped_column(SHORT)
+    working_tree_hash: Mapped[str | None] = mapped_column(SHORT)
+    upload_until: Mapped[datetime | None]
+    context_uploaded_at: Mapped[datetime | None]
+    context_started_at: Mapped[datetime | None]
+    context_sha256: Mapped[str | None] = mapped_column(String(64))
+    context_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    publishing_at: Mapped[datetime | None]
+
+
+class Agent(Base):
+    """What an organization's cloud builds are of. `deployed_at` is set once a pod ran from one of its images."""
+
+    __tablename__ = "agents"
+    __table_args__ = (UniqueConstraint("organization_id", "name"),)
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(SHORT)
+    created_at: Mapped[datetime]
+    deployed_at: Mapped[datetime | None]
+
+
+class Tag(Base):
+    """A tag of a container image: what its newest build is, and what it points at once one has succeeded.
+
+    A platform image's tag has no organization. `digest`, `image_id` and `pushed_at` are null until then.
+    """
+
+    __tablename__ = "tags"
+    __table_args__ = (
+        UniqueConstraint("owner", "name", "tag"),
+        Index("ix_tags_page", "owner", "built_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str | None] = mapped_column(ForeignKey("organizations.id"))
+    owner_type: Mapped[str] = mapped_column(SHORT)
+    owner: Mapped[str] = mapped_column(SHORT)
+    name: Mapped[str] = mapped_column(SHORT)
+    tag: Mapped[str] = mapped_column(SHORT)
+    visibility: Mapped[str] = mapped_column(SHORT)
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"))
+    built_at: Mapped[datetime]
+    digest: Mapped[str | None] = mapped_column(SHORT)
+    image_id: Mapped[str | None] = mapped_column(ForeignKey("images.id"))
+    pushed_at: Mapped[datetime | None]
+
+
+class RegistryErrand(Base):
+    """Something that the registry is still to do because the catalog says so: take a tag away, and with it the manifest
+    that nobody needs any more; or point a tag at a digest."""
+
+    __tablename__ = "registry_errands"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    repository: Mapped[str] = mapped_column(SHORT)
+    tag: Mapped[str] = mapped_column(SHORT)
+    digest: Mapped[str] = mapped_column(SHORT)
+    source_repository: Mapped[str | None] = mapped_column(SHORT)
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Image(Base):
@@ -123,7 +196,16 @@ class Image(Base):
 
     __tablename__ = "images"
     __table_args__ = (
-        UniqueConstraint("account", "region", "reference"),
+        Index(
+            "ix_images_ami",
+            "account",
+            "region",
+            "reference",
+            unique=True,
+            sqlite_where=text("kind = 'ami'"),
+            postgresql_where=text("kind = 'ami'"),
+        ),
+        Index("ix_images_digest", "digest", "repository"),
         Index("ix_images_page", "organization_id", "created_at", "id"),
         Index("ix_images_status", "status"),
     )
@@ -133,7 +215,7 @@ class Image(Base):
     build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), unique=True)
     kind: Mapped[str] = mapped_column(SHORT)
     api: Mapped[str] = mapped_column(SHORT)
-    reference: Mapped[str] = mapped_column(SHORT, index=True)
+    reference: Mapped[str] = mapped_column(REFERENCE, index=True)
     account: Mapped[str] = mapped_column(SHORT)
     region: Mapped[str] = mapped_column(SHORT)
     platform: Mapped[str] = mapped_column(SHORT)
@@ -147,6 +229,9 @@ class Image(Base):
     deleting_at: Mapped[datetime | None]
     gone_at: Mapped[datetime | None]
     gone_reason: Mapped[str | None]
+    repository: Mapped[str | None] = mapped_column(SHORT)
+    digest: Mapped[str | None] = mapped_column(SHORT)
+    platforms: Mapped[list[str] | None]
 
 
 class IdempotencyKey(Base):

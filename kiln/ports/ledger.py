@@ -3,10 +3,24 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from kiln.models import BuildEnd, BuildRef, BuildStatus, BuiltImage, Claim, ImageRef, MachineBuildSpec
+from kiln.models import (
+    BuildEnd,
+    BuildRef,
+    BuildSpec,
+    BuildStatus,
+    BuiltImage,
+    Claim,
+    ContainerBuildSpec,
+    ImageRef,
+    MachineBuildSpec,
+    TransferSpec,
+)
 from kiln.ports.cloud import Ami
+from kiln.ports.facts import ContextFacts, ImageFacts
+
+S = TypeVar("S", MachineBuildSpec, ContainerBuildSpec, TransferSpec)
 
 
 @dataclass(frozen=True)
@@ -15,11 +29,35 @@ class Order:
 
     build_id: str
     attempt: int
-    spec: MachineBuildSpec
+    spec: BuildSpec
     secrets: Mapping[str, str] = field(repr=False)
     known_ids: frozenset[str] = frozenset()
     deadline_at: datetime | None = None
     predecessor_lost: bool = False
+    organization_id: str = ""
+    platform: str = "linux/amd64"
+    context_sha256: str | None = None
+
+    @property
+    def machine(self) -> MachineBuildSpec:
+        """The spec of a machine image build; any other kind is a fault of the caller's."""
+        return _spec_of(self, MachineBuildSpec)
+
+    @property
+    def container(self) -> ContainerBuildSpec:
+        """The spec of a Dockerfile build; any other kind is a fault of the caller's."""
+        return _spec_of(self, ContainerBuildSpec)
+
+    @property
+    def transfer(self) -> TransferSpec:
+        """The spec of a transfer; any other kind is a fault of the caller's."""
+        return _spec_of(self, TransferSpec)
+
+
+def _spec_of(order: Order, kind: type[S]) -> S:
+    if not isinstance(order.spec, kind):
+        raise TypeError(f"build {order.build_id} is no {kind.__name__}")
+    return order.spec
 
 
 @dataclass(frozen=True)
@@ -42,6 +80,50 @@ class Footprint:
     published: str | None
     remaining_lease: timedelta
     orderly: bool
+
+
+@dataclass(frozen=True)
+class ContainerFootprint:
+    """What the cleanup of a container build must know. With a `publication`, the build is as good as succeeded: what is
+    missing of it is to be done, not undone."""
+
+    build_id: str
+    attempt: int
+    remaining_lease: timedelta
+    orderly: bool
+    publication: "Publication | None" = None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """An image whose publication has been committed: where it goes, under which tag."""
+
+    repository: str
+    tag: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class ContextOrder:
+    """What a build waits for, and until when. `seconds_left` of `patience_seconds` may be negative."""
+
+    key: str
+    dockerfile: str
+    started: bool
+    wanted: bool
+    seconds_left: float
+    patience_seconds: int
+
+
+@dataclass(frozen=True)
+class Errand:
+    """Something that the registry is still to do because the catalog says so (kiln/catalog/tables.py)."""
+
+    id: str
+    repository: str
+    tag: str
+    digest: str
+    source_repository: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +200,60 @@ class Ledger(Protocol):
 
         Raises BuildCancelledError, BuildOverError, AttemptLostError: then nothing is published.
         """
+        ...
+
+    def begin_publication(self, image: BuiltImage, build_id: str, facts: ImageFacts, host: str) -> Publication:
+        """Commits the image and its tag, before the registry is told: from now on a cancel changes nothing.
+
+        Raises BuildCancelledError, BuildOverError, AttemptLostError: then nothing is published.
+        """
+        ...
+
+    def finish_publication(self, build_id: str) -> BuildEnd:
+        """Writes `succeeded`: the registry has it all."""
+        ...
+
+    def tagged(self, repository: str, tag: str) -> str | None:
+        """The digest that a tag is to point at."""
+        ...
+
+    def needed(self, repository: str, digest: str) -> list[str]:
+        """The tags of a repository that point at the digest, or will once their publication is done."""
+        ...
+
+    def may_pull(self, organization_id: str, repositories: Collection[str]) -> set[str]:
+        """Those of the repositories of Kiln's registry that the organization may read."""
+        ...
+
+    def withheld(self, organization_id: str, digests: Collection[str]) -> set[str]:
+        """Those of the digests that builds gave to images, none of which the organization may read.
+
+        What was copied from a public registry is not among them: anybody may have it from there.
+        """
+        ...
+
+    def context(self, build_id: str) -> ContextOrder | None:
+        """What the build waits for; None if there is no such build, or it waits for none."""
+        ...
+
+    def start_context(self, build_id: str, facts: ContextFacts) -> bool:
+        """Writes that the context has come and the build is queued; False if the build wants none any more."""
+        ...
+
+    def over(self, build_ids: Collection[str]) -> set[str]:
+        """Those of the builds that are closed, or that nobody knows."""
+        ...
+
+    def errands(self, older_than: timedelta) -> list[Errand]:
+        """What the registry was told a while ago and has not done, oldest first."""
+        ...
+
+    def errand_done(self, errand_id: str) -> None:
+        """Forgets an errand."""
+        ...
+
+    def fence_container(self, build_id: str) -> ContainerFootprint:
+        """`fence` for a build of a container image."""
         ...
 
     def note_cancel(self, build_id: str) -> None:

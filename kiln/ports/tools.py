@@ -51,10 +51,17 @@ class Tool(Protocol):
 class Toolbox(Protocol):
     """Starts tools."""
 
-    async def start(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, redactor: Redactor, lease: timedelta
+    async def start(  # noqa: PLR0913  what a process needs
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        redactor: Redactor,
+        lease: timedelta,
+        *,
+        stdin: Path | None = None,
     ) -> Tool:
-        """Raises ToolMissingError if there is no such program."""
+        """Starts a tool that reads `stdin`, or nothing. Raises ToolMissingError if there is no such program."""
         ...
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kiln.adapters.process import Command, Exit, ExitReason, ToolNotStartedError
+from kiln.adapters.process import Command, Exit, ExitReason, ToolNotStartedError, start_tool
+from kiln.redact import Redactor
 from support.processes import MARK, eventually, marked, read_proc, soon, state_of
 from support.tools import TREE, Tools, first, guards, parent_of
 
@@ -139,6 +140,16 @@ async def test_descriptors(tools: Tools):
     assert [line.text for line in lines] == ["'' /dev/null", "0", "1", "2"]
 
 
+async def test_input(tools: Tools, tmp_path: Path):
+    """A tool reads the file that it is given, and cannot write to it."""
+    file = tmp_path / "input"
+    file.write_bytes(b"one\ntwo\n")
+    command = Command(("sh", "-c", "cat; echo three >&0 || echo refused"), tools.env, tools.cwd, stdin=file)
+    async with await start_tool(command, redactor=Redactor(), lease=None) as tool:
+        lines = [line.text async for line in tool.lines() if line.stream == "stdout"]
+    assert lines == ["one", "two", "refused"]
+
+
 async def test_signals_are_not_ignored(tools: Tools):
     """What the guard ignores, the tool does not."""
     lines, _ = await tools.python(
@@ -178,6 +189,14 @@ async def test_missing_directory(tools: Tools, tmp_path: Path):
     tools.cwd = tmp_path / "nowhere"
     with pytest.raises(ToolNotStartedError, match="nowhere: No such file") as error:
         await tools.start("true")
+    assert not error.value.missing
+
+
+async def test_missing_input(tools: Tools, tmp_path: Path):
+    """An input that does not exist is named, and told apart from a program that does not."""
+    command = Command(("true",), tools.env, tools.cwd, stdin=tmp_path / "nowhere")
+    with pytest.raises(ToolNotStartedError, match=r"a tool that reads .*nowhere: No such file") as error:
+        await start_tool(command, redactor=Redactor(), lease=None)
     assert not error.value.missing
 
 

@@ -16,7 +16,9 @@ from support.tenants import Tenant, error, shared_error
 
 BUILD_ID = "550e8400-e29b-41d4-a716-446655440000"
 NO_CATALOG = "the catalog does not answer (KILN_CATALOG_URL): OperationalError"
-ALL_WELL = {"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok"}
+# These servers have no registry, which keeps them from nothing but container images.
+NO_REGISTRY = "KILN_REGISTRY_TOKEN_KEY: the key cannot be read: No such file or directory"
+ALL_WELL = {"catalog": "ok", "temporal": "ok", "object_store": "ok", "logs": "ok", "containers": NO_REGISTRY}
 
 
 @contextmanager
@@ -63,6 +65,14 @@ def test_every_part_is_ready(api: RunningApi) -> None:
     assert "Retry-After" not in answer.headers
 
 
+def test_containers_that_are_off_say_why(tmp_path: Path, temporal: DevTemporal) -> None:
+    """The server is ready for everything else."""
+    with RunningApi(settings_for(tmp_path, temporal.port, containers_off="no engine answers")) as api:
+        answer = api.http.get("/readyz")
+    parts = {**ALL_WELL, "containers": "off: no engine answers"}
+    assert (answer.status_code, answer.json()["parts"]) == (200, parts)
+
+
 def test_a_missing_object_store_is_named(tmp_path: Path, temporal: DevTemporal) -> None:
     """The others are well."""
     with serving(tmp_path, temporal) as api:
@@ -83,7 +93,7 @@ def test_a_missing_log_store_is_named(tmp_path: Path, temporal: DevTemporal, pos
         api.__exit__(None, None, None)
     parts = answer.json()["parts"]
     assert answer.status_code == 503
-    assert {name for name, state in parts.items() if state != "ok"} == {"logs"}
+    assert {name for name, state in parts.items() if state != "ok"} == {"logs", "containers"}
 
 
 def test_a_missing_catalog_is_named(tmp_path: Path, temporal: DevTemporal, postgres_url: str) -> None:

@@ -17,7 +17,6 @@ NOT_JSON = shared_error("invalid_request", "body: not valid JSON")
 NOT_UNICODE = shared_error("invalid_request", "body: not valid Unicode")
 NO_OBJECT = shared_error("invalid_request", "body: must be a JSON object")
 TOO_LARGE = shared_error("payload_too_large", f"body: at most {LIMIT} bytes are read")
-CONTAINERS_OFF = {"detail": "this server builds machine images only; it serves no container images"}
 PROVIDERS = "Input should be 'claude-code', 'codex', 'gemini' or 'cursor'"
 STRING = "Input should be a valid string"
 REGIONS = "this server builds in us-east-1, eu-central-1 only"
@@ -114,10 +113,13 @@ def test_a_body_of_the_limit_is_read(tenant: Tenant) -> None:
     assert (answer.status_code, answer.json()) == (422, error("invalid_request", f"provider: {PROVIDERS}"))
 
 
-@pytest.mark.parametrize("name", ["image_name", "source_image", "sourceImage"])
-def test_a_container_images_body_is_refused_in_that_apis_shape(tenant: Tenant, name: str) -> None:
-    """Container-images wins when both match; this server has none, and says so."""
-    assert refused(tenant, {"provider": "codex", name: "acme/app"}) == (422, CONTAINERS_OFF)
+@pytest.mark.parametrize(
+    ("name", "field"), [("image_name", "image_name"), ("source_image", "source_image"), ("sourceImage", "source_image")]
+)
+def test_a_container_images_body_is_refused_in_that_apis_shape(tenant: Tenant, name: str, field: str) -> None:
+    """Container-images wins when both match."""
+    status, body = refused(tenant, {"provider": "codex", name: "", "image_tag": "v1"})
+    assert (status, list(body), body["detail"].partition(":")[0]) == (422, ["detail"], field)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from kiln.catalog import keys
 from kiln.catalog.keys import SCOPES, Identity, KnownKey
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import ApiKey
+from kiln.errors import InvalidRequestError
 from kiln.sealing import Sealer
 from support.rows import add_build, dump
 
@@ -125,6 +126,23 @@ def test_an_organization_is_made_once(catalog: Catalog) -> None:
         first = keys.ensure_organization(tx, "acme").id
     with catalog.transaction() as tx:
         assert keys.ensure_organization(tx, "acme").id == first
+
+
+@pytest.mark.parametrize("slug", ["default", "acme", "a", "tenant-1f2e", "a--b", "a.b_c__d", "x" * 63])
+def test_a_slug_is_a_segment_of_an_images_path(catalog: Catalog, slug: str) -> None:
+    """What the registry takes as a repository's first segment is taken as a slug."""
+    with catalog.transaction() as tx:
+        assert keys.ensure_organization(tx, slug).slug == slug
+
+
+@pytest.mark.parametrize(
+    "slug",
+    ["platform", "kiln-staging", "team-acme", "team-", "", "Acme", "a/b", "a-", "-a", "a..b", "a___b", "x" * 64, "a\n"],
+)
+def test_other_slugs_are_refused(catalog: Catalog, slug: str) -> None:
+    """A slug that is another namespace's name, or that the registry does not take, makes no organization."""
+    with pytest.raises(InvalidRequestError, match="organization: "), catalog.transaction() as tx:
+        keys.ensure_organization(tx, slug)
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,63 @@
 import subprocess
 import sys
 import uuid
+from contextlib import nullcontext
+from datetime import UTC, datetime
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select
+from sqlalchemy import Column, MetaData, Table, func, inspect, select
+from sqlalchemy.orm import make_transient
 
-from kiln.catalog.session import Catalog
-from kiln.catalog.tables import Base, Installation
+from kiln.catalog.session import MIGRATIONS, AlreadyThereError, Catalog
+from kiln.catalog.tables import Base, Build, Image, Installation
 from kiln.errors import KilnError, UnavailableError
 from support.parallel import in_parallel
 
 MIGRATE = "import sys; from kiln.catalog.session import Catalog; print(Catalog(sys.argv[1]).migrate())"
 AT_ONCE = 3
+
+
+NOON = datetime(2026, 3, 25, 12, 0, tzinfo=UTC)
+AMI = "ami-0abcdef1234567890"
+
+
+def to_revision(catalog: Catalog, revision: str) -> None:
+    """Brings an empty database to the tables of an earlier Kiln."""
+    with catalog.engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def fill_the_first_tables(catalog: Catalog) -> tuple[str, str]:
+    """The ids of a build and of its AMI, written with the columns that the database has."""
+    rows = {
+        "organizations": {"id": "an-organization", "slug": "acme"},
+        "builds": {
+            "id": "a-build", "organization_id": "an-organization", "kind": "machine", "api": "machine-images",
+            "platform": "linux/amd64", "status": "succeeded", "spec": {"region": "x"}, "created_by": "a-key",
+            "attempt": 1, "known_ids": [],
+        },
+        "images": {
+            "id": "an-image", "organization_id": "an-organization", "build_id": "a-build", "kind": "ami",
+            "api": "machine-images", "reference": AMI, "account": "1", "region": "x", "platform": "linux/amd64",
+            "provider": "codex", "size_bytes": 1, "snapshot_ids": ["snap-1"], "kept_snapshot_ids": [],
+            "simulated": True, "status": "available",
+        },
+    }  # fmt: skip
+    with catalog.engine.begin() as connection:
+        for table, values in rows.items():
+            columns = {**values, "created_at": NOON}
+            mapped = Base.metadata.tables[table]
+            connection.execute(
+                Table(table, MetaData(), *(Column(n, mapped.c[n].type) for n in columns)).insert(), columns
+            )
+    return "a-build", "an-image"
 
 
 @pytest.fixture
@@ -47,6 +91,39 @@ def test_the_models_are_what_the_migrations_make(catalog: Catalog) -> None:
     with catalog.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_rows_of_the_first_tables_are_carried_over(empty: Catalog) -> None:
+    """A catalog that knew no container images keeps its builds and its AMIs, and takes both kinds of image."""
+    to_revision(empty, "0001")
+    build, image = fill_the_first_tables(empty)
+    empty.migrate()
+    with empty.read() as session:
+        kept_build, kept_image = session.get_one(Build, build), session.get_one(Image, image)
+        assert (kept_build.status, kept_build.spec, kept_build.created_at) == ("succeeded", {"region": "x"}, NOON)
+        assert (kept_build.agent_id, kept_build.repository, kept_build.publishing_at) == (None, None, None)
+        assert (kept_image.reference, kept_image.snapshot_ids, kept_image.created_at) == (AMI, ["snap-1"], NOON)
+        assert (kept_image.build_id, kept_image.digest, kept_image.platforms) == (build, None, None)
+    empty.close()
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("ami", True), ("container", False)])
+def test_only_amis_are_there_once(empty: Catalog, kind: str, *, refused: bool) -> None:
+    """Two builds may make the same container image; an AMI is made once."""
+    to_revision(empty, "0001")
+    fill_the_first_tables(empty)
+    empty.migrate()
+    with pytest.raises(AlreadyThereError) if refused else nullcontext(), empty.transaction() as tx:
+        build = tx.scalars(select(Build)).one()
+        make_transient(build)
+        build.id = "another-build"
+        image = tx.scalars(select(Image)).one()
+        make_transient(image)
+        image.id, image.build_id, image.kind = "another-image", build.id, kind
+        tx.add(build)
+        tx.flush()
+        tx.add(image)
+    empty.close()
 
 
 def test_processes_that_migrate_at_once_agree(database: str) -> None:

@@ -13,6 +13,7 @@ from support.processes import eventually, read_proc
 from support.stack import KilnUp, run_kiln
 
 SECRETS_OF_OTHERS = {"AWS_ACCESS_KEY_ID": "AKIAOTHERS", "AWS_SECRET_ACCESS_KEY": "not-for-the-stack"}
+NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilnUp]:
-    """A stack for this file's tests; AWS's credentials lie around in its environment."""
-    with KilnUp(tmp_path_factory.mktemp("up") / "home", **SECRETS_OF_OTHERS) as up:
+    """A stack for this file's tests. AWS's credentials lie around in its environment, and no Docker engine is there."""
+    with KilnUp(tmp_path_factory.mktemp("up") / "home", containers=True, **SECRETS_OF_OTHERS, **NO_ENGINE) as up:
         yield up
 
 
@@ -57,6 +58,14 @@ def test_every_part_is_ready_when_up_says_so(up: KilnUp) -> None:
     """`/readyz` answers 200."""
     ready = get(up, "/readyz")
     assert (ready.status_code, ready.json()["status"], ready.json()["ec2"]) == (200, "ready", "simulated")
+
+
+def test_a_stack_without_an_engine_says_so_and_serves_all_else(up: KilnUp) -> None:
+    """The reason is printed, and in `/readyz`; neither engine nor registry was started."""
+    reason = up.line("^  Containers ").partition("off: ")[2]
+    assert reason
+    assert get(up, "/readyz").json()["parts"]["containers"] == f"off: {reason}"
+    assert not [pid for pid in up.processes() if b"registry" in read_proc(pid, "cmdline")]
 
 
 def test_no_part_sees_what_is_not_its_own(up: KilnUp) -> None:

@@ -319,7 +319,14 @@ class FakeToolbox:
         self.runs: dict[int, PackerRun] = {}
 
     async def start(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, redactor: Redactor, lease: timedelta
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        redactor: Redactor,
+        lease: timedelta,
+        *,
+        stdin: Path | None = None,
     ) -> FakeTool:
         run = PackerRun(self._cloud, env, redactor)
         self.started.append(run.attempt)

@@ -26,6 +26,16 @@ def children_of(parent: int) -> set[int]:
     return {pid for pid in _pids() if read_proc(pid, "stat").rpartition(b")")[2].split()[1:2] == [str(parent).encode()]}
 
 
+def descendants(pid: int) -> set[int]:
+    """Every live process below this one."""
+    found: set[int] = set()
+    fresh = children_of(pid)
+    while fresh:
+        found |= fresh
+        fresh = {child for parent in fresh for child in children_of(parent)} - found
+    return found
+
+
 def read_proc(pid: int, name: str) -> bytes:
     """The file /proc/PID/NAME; nothing if the process is gone."""
     try:

@@ -27,6 +27,7 @@ FAST = {
     "cancel_grace_seconds": 10.0,
     "capacity_delay_seconds": 0.2,
     "packer_slots": 2,
+    "containers": False,
 }
 ENDED = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
 

@@ -24,6 +24,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 LOG_TAIL_CHARACTERS = 4000
 PORTS = ("KILN_API_PORT", "KILN_TEMPORAL_PORT", "KILN_TEMPORAL_UI_PORT", "KILN_EC2_PORT")
+REGISTRY_PORT = "KILN_REGISTRY_PORT"
 # Whatever takes a test's time in production waits less here.
 QUICK = {"KILN_HOUSE_SECONDS": "1", "KILN_HEARTBEAT_TIMEOUT_SECONDS": "3", "KILN_CANCEL_GRACE_SECONDS": "10"}
 FOREIGN = ("KILN_", "TEMPORAL_", "AWS_")
@@ -36,13 +37,14 @@ def running_stack(
     workers: Sequence[Sequence[str]] = (ALL_ROLES,),
     auto_restart: bool = False,
     extra_env: Mapping[str, Mapping[str, str]] | None = None,
+    containers: bool = False,
     **env: str,
 ) -> Iterator[LocalStack]:
     """A stack on free ports; `env` are settings by their names (`KILN_REGIONS="us-east-1,eu-west-1"`).
 
-    What its parts printed is printed if the block fails.
+    With `containers`, it has engines and a registry where they can be had. What its parts printed is printed if the block fails.
     """
-    values = {**QUICK, **dict(zip(PORTS, map(str, free_ports(4)), strict=True)), "KILN_HOME": str(home), **env}
+    values = {**QUICK, **_places(containers=containers), "KILN_HOME": str(home), **env}
     settings = Settings(**{name.removeprefix("KILN_").lower(): value for name, value in values.items()})  # type: ignore[arg-type]
     stack = LocalStack(settings, workers=workers, auto_restart=auto_restart, extra_env=extra_env, embedded=True)
     try:
@@ -53,6 +55,13 @@ def running_stack(
         raise
 
 
+def _places(*, containers: bool) -> dict[str, str]:
+    """Free ports, and whether containers are built."""
+    names = (*PORTS, REGISTRY_PORT)
+    ports = dict(zip(names, map(str, free_ports(len(names))), strict=True))
+    return {**ports, "KILN_CONTAINERS": "true" if containers else "false"}
+
+
 def print_logs(home: Path) -> None:
     """The end of every part's log, for the report of a failed test."""
     for log in sorted((home / "logs").glob("*.log")):
@@ -60,9 +69,13 @@ def print_logs(home: Path) -> None:
 
 
 def kiln_environment(home: Path, **env: str) -> dict[str, str]:
-    """The environment of a `kiln` command: this process's, less all settings, with a home and `env`."""
+    """The environment of a `kiln` command: this process's, less all settings, with a home and `env`.
+
+    Containers are off unless `env` says otherwise.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return {**clean, "PYTHONPATH": str(PROJECT_ROOT), "KILN_HOME": str(home), "COLUMNS": "200", **env}
+    ours = {"PYTHONPATH": str(PROJECT_ROOT), "KILN_HOME": str(home), "COLUMNS": "200"}
+    return {**clean, **ours, "KILN_CONTAINERS": "false", **env}
 
 
 def run_kiln(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -79,14 +92,17 @@ def run_kiln(home: Path, *arguments: str, **env: str) -> subprocess.CompletedPro
 
 
 class KilnUp:
-    """A `kiln up` on free ports, as a context manager that ends it. `lines` is what it has printed so far."""
+    """A `kiln up` on free ports, as a context manager that ends it. `lines` is what it has printed so far.
 
-    def __init__(self, home: Path, **env: str) -> None:
+    With `containers`, it has engines and a registry where they can be had.
+    """
+
+    def __init__(self, home: Path, *, containers: bool = False, **env: str) -> None:
         self.home = home
         self.mark = uuid.uuid4().hex
-        self.ports = dict(zip(PORTS, free_ports(4), strict=True))
-        ports = {name: str(port) for name, port in self.ports.items()}
-        self._env = kiln_environment(home, **{**QUICK, **ports, MARK: self.mark, **env})
+        places = _places(containers=containers)
+        self.ports = {name: int(port) for name, port in places.items() if name.endswith("_PORT")}
+        self._env = kiln_environment(home, **{**QUICK, **places, MARK: self.mark, **env})
         self.lines: list[str] = []
 
     @property

@@ -1,0 +1,88 @@
+"""How much longer a container build takes through Kiln than by `docker buildx build --push`, alone and many at once."""
+
+import asyncio
+from statistics import median
+
+from bench.build_phases import BUILDX, phase_notes, read_timelines
+from bench.build_time import by_turns
+from bench.container_build import ContainerBuilds
+from bench.contexts import small_context
+from bench.figures import Figure, Result, differences, ratios, unmeasured
+from bench.pacing import rounds
+from bench.place import running_stack
+from bench.plain_container import PlainContainers
+
+ROUNDS = 15
+SECONDS = 75.0
+OVERHEAD_GOAL_SECONDS = 0.3
+CROWD = 20
+CROWD_ROUNDS = 5
+CROWD_SECONDS = 120.0
+CROWD_GOAL = 1.1
+ALONE_NAME = "a container build, from POST to success"
+CROWD_NAME = f"{CROWD} container builds at once, until the last"
+
+
+def measure() -> Result:
+    """Builds by turns, through Kiln and by hand, on the same engines. Raises MeasurementError."""
+    small_context()
+    with running_stack() as stack:
+        if stack.containers.off:
+            return unmeasured([ALONE_NAME, CROWD_NAME], f"container builds are off: {stack.containers.off}")
+        with ContainerBuilds(stack) as kiln, PlainContainers(stack) as plain:
+            _warm_up(kiln, plain)
+            through_kiln, without = by_turns(kiln, plain, ROUNDS, SECONDS)
+            timelines = asyncio.run(read_timelines(stack.settings, through_kiln, BUILDX))
+            crowds = _crowds(kiln, plain)
+    alone = _alone([build.seconds for build in through_kiln], [build.seconds for build in without])
+    return Result([alone, _crowd_figure(*crowds)], phase_notes(timelines, without, BUILDX))
+
+
+def _warm_up(kiln: ContainerBuilds, plain: PlainContainers) -> None:
+    """What is made at first use is made, and every engine has the layers that do not change."""
+    kiln.build(plain.build().seconds)
+    kiln.crowd(_archives(4))
+    plain.crowd(_archives(4))
+    # The engine that the plain builds have is now the one that Kiln has for its own.
+    kiln.build(0)
+
+
+def _crowds(kiln: ContainerBuilds, plain: PlainContainers) -> tuple[list[float], list[float]]:
+    """Seconds by turns; each side is first as often as the other."""
+    through_kiln: list[float] = []
+    without: list[float] = []
+    for number in rounds(CROWD_ROUNDS, CROWD_SECONDS):
+        sides = [(kiln, through_kiln), (plain, without)]
+        for side, seconds in sides if number % 2 else reversed(sides):
+            seconds.append(side.crowd(_archives(CROWD)))
+    return through_kiln, without
+
+
+def _archives(count: int) -> list[bytes]:
+    return [small_context() for _ in range(count)]
+
+
+def _alone(kiln: list[float], plain: list[float]) -> Figure:
+    spread = differences(kiln, plain)
+    return Figure(
+        name=ALONE_NAME,
+        kiln=f"{median(kiln):.2f} s",
+        reference=f"{median(plain):.2f} s docker buildx build",
+        compared=f"{spread.middle:+.3f} s ({spread.low:+.3f} to {spread.high:+.3f})",
+        goal=f"<= +{OVERHEAD_GOAL_SECONDS} s",
+        met=spread.middle <= OVERHEAD_GOAL_SECONDS,
+        runs=f"{len(kiln)} x 1",
+    )
+
+
+def _crowd_figure(kiln: list[float], plain: list[float]) -> Figure:
+    spread = ratios(kiln, plain)
+    return Figure(
+        name=CROWD_NAME,
+        kiln=f"{median(kiln):.1f} s",
+        reference=f"{median(plain):.1f} s docker buildx build",
+        compared=f"{spread.middle:.2f} times ({spread.low:.2f} to {spread.high:.2f})",
+        goal=f"<= {CROWD_GOAL} times",
+        met=spread.middle <= CROWD_GOAL,
+        runs=f"{len(kiln)} x {CROWD}",
+    )

@@ -1,0 +1,107 @@
+"""Which build gets which engine."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from kiln.adapters.engines import Engines
+from kiln.ports import Engine
+
+HOSTS = ("unix:///a.sock", "unix:///b.sock", "unix:///c.sock")
+
+
+async def host_of(engines: Engines, affinity: str) -> str:
+    async with engines.lease(affinity) as engine:
+        return engine.host
+
+
+async def waiting(task: asyncio.Task[str]) -> bool:
+    """Whether a task still waits after everything that is ready to run has run."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return not task.done()
+
+
+async def test_a_repository_comes_back_to_the_engine_that_has_its_layers() -> None:
+    """Whatever other engines were free for longer."""
+    engines = Engines(HOSTS, 3)
+    first = await host_of(engines, "acme/app")
+    assert [await host_of(engines, "acme/app") for _ in range(3)] == [first] * 3
+
+
+async def test_a_new_repository_gets_the_engine_that_was_free_for_longest() -> None:
+    """Each of the engines has its turn."""
+    engines = Engines(HOSTS, 3)
+    assert [await host_of(engines, f"acme/{number}") for number in range(4)] == [*HOSTS, HOSTS[0]]
+
+
+async def test_a_busy_engine_is_not_waited_for_while_another_is_free() -> None:
+    """Layers are worth less than time; the repository then belongs to the engine that built it last."""
+    engines = Engines(HOSTS[:2], 2)
+    async with engines.lease("acme/app") as first, engines.lease("acme/app") as second:
+        assert first.host != second.host
+    assert await host_of(engines, "acme/app") == second.host
+
+
+async def test_who_waits_first_is_served_first() -> None:
+    """An engine has one build at a time."""
+    engines = Engines(HOSTS[:1], 1)
+    served: list[str] = []
+
+    async def build(name: str) -> None:
+        async with engines.lease("acme/app"):
+            served.append(name)
+
+    async with asyncio.TaskGroup() as group, engines.lease("acme/other"):
+        for name in ("a", "b", "c"):
+            group.create_task(build(name))
+            await asyncio.sleep(0)
+        assert served == []
+    assert served == ["a", "b", "c"]
+
+
+async def test_a_build_that_is_cancelled_while_it_waits_takes_no_engine_along() -> None:
+    """Neither before the engine is free nor at that very moment."""
+    engines = Engines(HOSTS[:1], 1)
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(engines.lease("x"))
+        early, late = (asyncio.create_task(host_of(engines, name)) for name in ("early", "late"))
+        assert await waiting(early)
+        early.cancel()
+        await held.aclose()
+        late.cancel()
+    await asyncio.gather(early, late, return_exceptions=True)
+    assert await asyncio.wait_for(host_of(engines, "y"), 1) == HOSTS[0]
+
+
+async def test_one_engine_elsewhere_is_lent_as_often_as_there_are_slots() -> None:
+    """A third build waits for one of the two to end."""
+    engines = Engines(HOSTS[:1], 2)
+    async with engines.lease("a") as first, engines.lease("b") as second:
+        assert (first.host, second.host) == (HOSTS[0], HOSTS[0])
+        third = asyncio.create_task(host_of(engines, "c"))
+        assert await waiting(third)
+    assert await third == HOSTS[0]
+
+
+async def test_two_workers_never_build_in_one_engine(tmp_path: Path) -> None:
+    """Each takes what the other has not; a third build waits until one of them ends."""
+    ours, theirs = Engines(HOSTS[:2], 2, locks=tmp_path), Engines(HOSTS[:2], 2, locks=tmp_path)
+    async with ours.lease("acme/app") as first:
+        async with theirs.lease("acme/app") as second:
+            assert first.host != second.host
+            third = asyncio.create_task(host_of(theirs, "acme/app"))
+            await asyncio.sleep(0.3)
+            assert not third.done()
+        assert await asyncio.wait_for(third, 2) == second.host
+
+
+@pytest.mark.parametrize("program", ["false", "no-such-docker"])
+async def test_names_that_cannot_be_dropped_stop_nothing(caplog: pytest.LogCaptureFixture, program: str) -> None:
+    """It is logged with the engine's name: the build is over, and what it made is in the registry."""
+    with caplog.at_level(logging.WARNING, "kiln.engines"):
+        await Engines(HOSTS, 1, program=program).forget(Engine("engine-1", HOSTS[0]), ["acme/app:v1"])
+    assert "engine-1 keeps names of images" in caplog.text

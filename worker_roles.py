@@ -1,0 +1,308 @@
+"""What each role of a worker serves: its queues, its activities, and the adapters that they need."""
+
+import contextlib
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.attempt import AttemptTerms
+from activities.cleanup import CleanupActivities
+from activities.container_attempt import ContainerParts, TransferParts
+from activities.containers import ContainerActivities, TransferActivities
+from activities.context import ContextActivities
+from activities.deletion import DeletionActivities
+from activities.house import HouseActivities
+from activities.interceptor import ErrorInterceptor
+from activities.packer import PackerActivities
+from activities.packer_attempt import PackerParts, PackerTerms
+from activities.publication import PublicationActivities
+from activities.record import RecordActivities
+from activities.verify import VerifyActivities
+from kiln.adapters.buildx import BuildxPlace, BuildxRuns
+from kiln.adapters.contexts import StoredContexts, open_contexts
+from kiln.adapters.ec2 import Ec2Cloud
+from kiln.adapters.engines import Engines
+from kiln.adapters.log_book import StoreLogBook
+from kiln.adapters.packer import PackerPlace, PackerRuns
+from kiln.adapters.registry import KilnRegistry
+from kiln.adapters.registry_public import AnonymousRegistries
+from kiln.adapters.skopeo import SkopeoPlace, SkopeoRuns
+from kiln.adapters.templates import Templates
+from kiln.adapters.toolbox import GuardedToolbox
+from kiln.catalog.ledger import CatalogLedger
+from kiln.catalog.session import Catalog
+from kiln.errors import ToolMissingError
+from kiln.models import Claim
+from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
+from kiln.ports import Order
+from kiln.registry_tokens import BuildCredentials, RegistryTokens
+from kiln.sealing import Sealer
+from kiln.settings import PROJECT_ROOT, Settings
+from workflows.runner import WORKFLOWS, workflow_runner
+
+ROLES = ("control", "packer", "container", "transfer")
+CONTROL_SLOTS = 20
+# A cancel reaches an activity with the answer to a heartbeat: the SDK may hold those back for so long, no longer.
+HEARTBEAT_THROTTLE = timedelta(seconds=1)
+# Builds outlast any shutdown: they are interrupted soon, and taken up by another worker.
+GRACEFUL_SHUTDOWN = timedelta(seconds=1)
+# A build's credential outlives its longest attempt; what it opens closes with the build anyway.
+CREDENTIAL_MARGIN = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What the activities of this process work with. `name` is this worker's, as leases and operators know it."""
+
+    settings: Settings
+    name: str
+    catalog: Catalog
+    ledger: CatalogLedger
+    cloud: Ec2Cloud
+    logs: StoreLogBook
+    registry: KilnRegistry
+    contexts: StoredContexts
+    credentials: BuildCredentials
+    public: AnonymousRegistries
+
+
+@contextlib.contextmanager
+def open_adapters(settings: Settings) -> Iterator[Adapters]:
+    """The adapters, closed at the end of the block. Raises KilnError with one line that names what is wrong."""
+    sealer = Sealer(settings.secret_key)
+    catalog = Catalog(settings.catalog_dsn)
+    catalog.migrate()
+    terms = Claim(
+        mine=False, heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds, max_attempts=settings.max_attempts
+    )
+    cloud = Ec2Cloud(simulated=settings.simulated, endpoint_url=settings.ec2_url)
+    logs = StoreLogBook(settings.logs_dsn)
+    registry = KilnRegistry(settings.registry_host, RegistryTokens(settings.registry_key_file))
+    public = AnonymousRegistries(settings.transfer_registries)
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    try:
+        yield Adapters(
+            settings=settings,
+            name=name,
+            catalog=catalog,
+            ledger=CatalogLedger(catalog, sealer, terms),
+            cloud=cloud,
+            logs=logs,
+            registry=registry,
+            contexts=open_contexts(settings),
+            credentials=BuildCredentials(sealer),
+            public=public,
+        )
+    finally:
+        public.close()
+        registry.close()
+        logs.close()
+        cloud.close()
+        catalog.close()
+
+
+def workers_of(role: str, adapters: Adapters, client: Client, pool: ThreadPoolExecutor) -> list[Worker]:
+    """The Temporal workers of a role. Raises ToolMissingError."""
+    match role:
+        case "control":
+            return [control_worker(adapters, client, pool)]
+        case "packer":
+            return [packer_worker(adapters, client)]
+        case "container":
+            return container_workers(adapters, client)
+        case _:
+            return [transfer_worker(adapters, client)]
+
+
+def queues_of(role: str, settings: Settings) -> tuple[str, ...]:
+    """The task queues that a role serves."""
+    match role:
+        case "control":
+            return (CONTROL_QUEUE,)
+        case "packer":
+            return (PACKER_QUEUE,)
+        case "container":
+            return tuple(container_queue(platform) for platform in settings.builder_platforms)
+        case _:
+            return (TRANSFER_QUEUE,)
+
+
+def slots_of(role: str, settings: Settings) -> int:
+    """How many builds a role takes at once."""
+    slots = {
+        "packer": settings.packer_slots,
+        "container": settings.container_slots,
+        "transfer": settings.transfer_slots,
+    }
+    return slots.get(role, 0)
+
+
+def control_worker(adapters: Adapters, client: Client, pool: ThreadPoolExecutor) -> Worker:
+    """Workflows, and the light activities: catalog, EC2, registry and object store."""
+    return Worker(
+        client,
+        task_queue=CONTROL_QUEUE,
+        workflows=WORKFLOWS,
+        activities=_light_activities(adapters, client),
+        activity_executor=pool,
+        max_concurrent_activities=CONTROL_SLOTS,
+        workflow_runner=workflow_runner(),
+        interceptors=[ErrorInterceptor()],
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+    )
+
+
+def _light_activities(adapters: Adapters, client: Client) -> list[Callable[..., Any]]:
+    ledger, cloud, logs = adapters.ledger, adapters.cloud, adapters.logs
+    record, verify = RecordActivities(ledger, logs), VerifyActivities(ledger, cloud)
+    cleanup = CleanupActivities(ledger, cloud, logs, adapters.settings.settle)
+    publication = PublicationActivities(ledger, adapters.registry, adapters.contexts, logs)
+    house = HouseActivities(
+        ledger=ledger,
+        cloud=cloud,
+        client=client,
+        regions=adapters.settings.regions,
+        contexts=adapters.contexts,
+        sweep_grace=timedelta(seconds=adapters.settings.sweep_grace_seconds),
+    )
+    return [
+        record.claim,
+        record.note_cancel,
+        record.record_end,
+        verify.publish,
+        cleanup.clean_up,
+        DeletionActivities(ledger, cloud).delete,
+        ContextActivities(ledger, adapters.contexts).accept,
+        publication.publish,
+        publication.clean_up,
+        house.find_lost_builds,
+        house.observe_images,
+        house.sweep,
+    ]
+
+
+def packer_worker(adapters: Adapters, client: Client) -> Worker:
+    """Packer builds, as many at once as there are slots."""
+    settings = adapters.settings
+    _require_program(settings.packer, "KILN_PACKER", "packer")
+    parts = PackerParts(
+        ledger=adapters.ledger,
+        cloud=adapters.cloud,
+        logs=adapters.logs,
+        tools=GuardedToolbox(),
+        kit=PackerRuns(_packer_place(adapters), Templates(PROJECT_ROOT / "packer", settings.template_dir)),
+        terms=PackerTerms(
+            limit=settings.packer_timeout,
+            lease=settings.lease,
+            grace=timedelta(seconds=settings.cancel_grace_seconds),
+            capacity_delay=timedelta(seconds=settings.capacity_delay_seconds),
+        ),
+        holder=adapters.name,
+        client=client,
+    )
+    return _builder(client, PACKER_QUEUE, PackerActivities(parts).build, settings.packer_slots)
+
+
+def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
+    """Dockerfile builds: one worker for the queue of each platform, which share the engines."""
+    settings = adapters.settings
+    _require_program(settings.buildx.split()[0], "KILN_BUILDX", "docker.io")
+    place = BuildxPlace(
+        program=tuple(settings.buildx.split()),
+        work_dir=settings.runs_dir,
+        registry_host=settings.registry_host,
+        builder=settings.builder,
+        registry_cache=settings.registry_cache,
+    )
+    parts = ContainerParts(
+        ledger=adapters.ledger,
+        logs=adapters.logs,
+        tools=GuardedToolbox(),
+        terms=_registry_terms(settings),
+        holder=adapters.name,
+        client=client,
+        registry=adapters.registry,
+        engines=Engines(settings.engine_hosts, settings.container_slots, locks=settings.home_dir / "engines"),
+        contexts=adapters.contexts,
+        kit=BuildxRuns(place, _credential(adapters)),
+    )
+    build = ContainerActivities(parts).build
+    return [_builder(client, queue, build, settings.container_slots) for queue in queues_of("container", settings)]
+
+
+def transfer_worker(adapters: Adapters, client: Client) -> Worker:
+    """Transfers, as many at once as there are slots."""
+    settings = adapters.settings
+    _require_program(settings.skopeo, "KILN_SKOPEO", "skopeo")
+    place = SkopeoPlace(program=settings.skopeo, work_dir=settings.runs_dir, registry_host=settings.registry_host)
+    parts = TransferParts(
+        ledger=adapters.ledger,
+        logs=adapters.logs,
+        tools=GuardedToolbox(),
+        terms=_registry_terms(settings),
+        holder=adapters.name,
+        client=client,
+        registry=adapters.registry,
+        public=adapters.public,
+        kit=SkopeoRuns(place, _credential(adapters)),
+    )
+    return _builder(client, TRANSFER_QUEUE, TransferActivities(parts).transfer, settings.transfer_slots)
+
+
+def _builder(client: Client, queue: str, build: Callable[..., Any], slots: int) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        activities=[build],
+        max_concurrent_activities=slots,
+        # A worker that freezes keeps its open polls, and each of them swallows an attempt until its heartbeat is missed.
+        max_concurrent_activity_task_polls=1,
+        interceptors=[ErrorInterceptor()],
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+    )
+
+
+def _registry_terms(settings: Settings) -> AttemptTerms:
+    grace = timedelta(seconds=settings.cancel_grace_seconds)
+    return AttemptTerms(limit=settings.container_timeout, lease=settings.lease, grace=grace)
+
+
+def _credential(adapters: Adapters) -> Callable[[Order], str]:
+    lifetime = adapters.settings.container_timeout + CREDENTIAL_MARGIN
+
+    def issue(order: Order) -> str:
+        return adapters.credentials.issue(order.build_id, order.organization_id, datetime.now(UTC) + lifetime)
+
+    return issue
+
+
+def _require_program(program: str, setting: str, package: str) -> None:
+    if shutil.which(program) is None:
+        raise ToolMissingError(f"{program} is not installed: apt-get install {package}, or set {setting}")
+
+
+def _packer_place(adapters: Adapters) -> PackerPlace:
+    settings = adapters.settings
+    return PackerPlace(
+        program=settings.packer,
+        work_dir=settings.runs_dir,
+        installation=adapters.ledger.installation,
+        ec2_url=settings.ec2_url,
+        name_prefix=settings.ami_name_prefix,
+        subnet_id=settings.subnet_id,
+        iam_instance_profile=settings.iam_instance_profile,
+        communicator=settings.communicator,
+        ssh_cidr=settings.ssh_cidr,
+        ca_bundle=settings.ca_bundle,
+    )
