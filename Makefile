@@ -1,6 +1,7 @@
 # make demo            the main job, once, on a stack of its own      make demo ARGS=--container
 # make up              the stack in the foreground until Ctrl-C
-# make test            every test                                      make test ARGS='-k cancel'
+# make test            the tests, within 12 minutes on two cores       make test ARGS='-k cancel'
+# make test-long       those that take minutes each: faults and isolation of container builds
 # make check           format, lint, types, layers
 # Each does the set-up that is missing; a second time there is none to do.
 
@@ -16,7 +17,7 @@ JOBS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packer containers test-tools demo up test check bench lock clean
+.PHONY: help setup packer containers test-tools demo up test test-long check bench lock clean
 
 help:
 	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -52,7 +53,10 @@ up: setup
 	@exec $(BIN)/kiln up
 
 test: setup test-tools
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not long" $(ARGS)
+
+test-long: setup test-tools
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long $(ARGS)
 
 check: $(KILN_READY)
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """What the registry does because the catalog says so. The API tries at once, the house-keeping until it is done."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,17 +34,28 @@ def carry_out(registry: Registry, book: TagBook, errand: Errand) -> None:
 def _settle_manifest(registry: Registry, book: TagBook, errand: Errand) -> None:
     """A copy is kept aside until nobody can have come to need the manifest while it was being deleted."""
     repository, digest, aside = errand.repository, errand.digest, f"{STAGING_OWNER}/errand-{errand.id}"
-    if not book.needed(repository, digest) and registry.manifest(repository, digest) is not None:
-        registry.copy(repository, digest, aside)
+    if (
+        not book.needed(repository, digest)
+        and registry.manifest(repository, digest) is not None
+        and not _is_part(registry, repository, digest)
+    ):
+        with contextlib.suppress(SourceUnavailableError):  # damaged, or gone just now: there is nothing to keep
+            registry.copy(repository, digest, aside)
         registry.delete(repository, digest)
     if registry.manifest(aside, digest) is None:
         return
     tags = book.needed(repository, digest)
-    if tags:
+    if tags or _is_part(registry, repository, digest):
         registry.copy(aside, digest, repository)
     for tag in tags:
         registry.tag(repository, digest, tag)
     registry.delete(aside, digest)
+
+
+def _is_part(registry: Registry, repository: str, digest: str) -> bool:
+    """Whether an image of several platforms, which a tag of the repository points at, has this one among them."""
+    tagged = (registry.manifest(repository, tag) for tag in registry.tags(repository))
+    return any(each is not None and each.digest != digest and digest.encode() in each.content for each in tagged)
 
 
 def _settle_tag(registry: Registry, book: TagBook, errand: Errand) -> None:

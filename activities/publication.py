@@ -6,7 +6,7 @@ from datetime import timedelta
 from temporalio import activity
 
 from activities.cleanup import wait
-from kiln.errors import LeftoversError, VerificationFailedError
+from kiln.errors import LeftoversError, SourceUnavailableError, UnavailableError, VerificationFailedError
 from kiln.models import BuildEnd, BuildKind, BuildRef, CleanupReport, PublishRequest
 from kiln.naming import context_key, staging_repository
 from kiln.ports import Contexts, ImageFacts, Ledger, LogBook, Publication, Registry
@@ -56,13 +56,28 @@ class PublicationActivities:
         return facts
 
     def _carry_out(self, build_id: str, publication: Publication) -> None:
-        """The image in its own repository, and the tag at whatever digest the catalog says by the time it is moved."""
+        """The image in its own repository, and the tag where the catalog has it.
+
+        Raises UnavailableError also if the registry lacks the image: what is committed cannot fail any more.
+        """
+        try:
+            self._registry.copy(staging_repository(build_id), publication.digest, publication.repository)
+            self._move_tag(publication)
+        except SourceUnavailableError as error:
+            raise UnavailableError(str(error)) from error
+
+    def _move_tag(self, publication: Publication) -> None:
+        """Points the tag at whatever digest the catalog says by the time it is moved."""
         repository, tag = publication.repository, publication.tag
-        self._registry.copy(staging_repository(build_id), publication.digest, repository)
         wanted: str | None = publication.digest
         moved = None
         while wanted is not None and moved != wanted:
-            self._registry.tag(repository, wanted, tag)
+            try:
+                self._registry.tag(repository, wanted, tag)
+            except SourceUnavailableError:
+                if wanted == publication.digest:
+                    raise
+                return  # another build's publication is on its way, and moves the tag itself
             moved, wanted = wanted, self._ledger.tagged(repository, tag)
 
     @activity.defn(name="clean-up-container")

@@ -23,6 +23,7 @@ from api.container_requests import (
     check_sources,
     understand,
 )
+from api.container_updates import UpdateAnswer
 from api.container_views import (
     ContainerBuildStatus,
     DeletedAnswer,
@@ -162,7 +163,7 @@ async def cancel_build(build_id: BuildId, identity: Writer, parts: P) -> dict[st
 @_images.patch(
     "",
     summary="Rename images, or change who may pull them",
-    response_model=container_bulk.UpdateAnswer,
+    response_model=UpdateAnswer,
     responses=detail_errors(401, 403, 413, 415, 422, 429, 500, 503),
     openapi_extra={
         "requestBody": {

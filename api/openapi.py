@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from api.container_bulk import UpdateRequest
 from api.container_requests import (
     CONTAINER_FIELDS,
     PATH_LENGTH,
@@ -14,6 +13,7 @@ from api.container_requests import (
     ContainerBuildRequest,
     StartRequest,
 )
+from api.container_updates import UpdateRequest
 from api.deps import Parts
 from api.machine_requests import FIELD_VARIABLES, MachineBuildRequest
 from kiln.models import Provider, Visibility

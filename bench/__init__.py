@@ -4,5 +4,7 @@ build_time.py   a build's time to `succeeded`, beside plain `packer build`
 build_phases.py where a build's time goes
 submissions.py  submissions a second and their latency, beside bare `start_workflow`
 log_stream.py   a log line's way from its writer to its readers, beside a bare socket
+containers.py   a container build's time to `success`, beside `docker buildx build --push`, alone and many at once
+uploads.py      taking a build context in, beside nginx and `gzip -dc | tar -t`, and the memory that it takes
 drivers/        the processes that make and measure the load, so that nothing else runs beside them in one interpreter
 """

@@ -13,7 +13,7 @@ DOCKER_HUB: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 NAME_LENGTH: Final = 255
 
-_HUB_ALIASES: Final = frozenset({"index.docker.io"})
+_HUB_ALIASES: Final = frozenset({"index.docker.io", "registry-1.docker.io"})
 _HUB_OFFICIAL: Final = "library/"
 _TAG_LENGTH: Final = 128
 _REFERENCE_LENGTH: Final = 1024

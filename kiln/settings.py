@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     slot_cpus: Annotated[float, Field(gt=0)] = 2.0
     slot_processes: Annotated[int, Field(ge=16)] = 2048
     slot_cache_bytes: Annotated[int, Field(ge=0)] = 10 * 1000**3
-    registry_cache: bool = True
+    registry_cache: bool = False
     transfer_registries: Annotated[tuple[str, ...], NoDecode] = ()
     transfer_slots: Annotated[int, Field(ge=1, le=100)] = 2
 

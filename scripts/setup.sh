@@ -91,17 +91,17 @@ optional() {
     command -v "$program" >/dev/null || ("$@") || say "no $program: $lack"
 }
 
-# Kiln starts its own registry: the package's would take a port, now and after the next boot.
-install_registry() {
+# $1: a package whose service of the same name is not wanted: it would take a port, now and after the next boot.
+install_unstarted() {
     local policy=/usr/sbin/policy-rc.d made=
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
         as_root chmod +x "$policy"
         made=yes
     fi
-    apt_install docker-registry && as_root update-rc.d docker-registry disable >/dev/null 2>&1 || true
+    apt_install "$1" && as_root update-rc.d "$1" disable >/dev/null 2>&1 || true
     [ -z "$made" ] || as_root rm -f "$policy"
-    command -v docker-registry >/dev/null
+    command -v "$1" >/dev/null
 }
 
 has_buildx() {
@@ -158,7 +158,7 @@ install_containers() {
         optional ip "$off" apt_install iproute2
         optional iptables "builds have no network" apt_install iptables
     fi
-    [ -n "${KILN_REGISTRY:-}" ] || optional docker-registry "$off" install_registry
+    [ -n "${KILN_REGISTRY:-}" ] || optional docker-registry "$off" install_unstarted docker-registry
     optional "${KILN_SKOPEO:-skopeo}" "transfers are off" apt_install skopeo
     has_buildx || (install_buildx) || say "no docker buildx: $off"
 }
@@ -174,6 +174,7 @@ install_test_tools() {
     optional docker "$lack" apt_install docker.io
     optional ip "$lack" apt_install iproute2
     optional mmdebstrap "$lack" apt_install mmdebstrap
+    optional redis-server "$lack" install_unstarted redis-server
 }
 
 case "${1:-}" in

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio.client import Client
 
 from activities.errands import carry_out
-from kiln.errors import UnavailableError
+from kiln.errors import KilnError, UnavailableError
 from kiln.models import BuildStatus, HouseTerms
 from kiln.ports import BuildBrief, Ledger, Registry
 from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping
@@ -57,10 +57,17 @@ class Dispatcher:
 
 
 def run_errands(ledger: Ledger, registry: Registry) -> None:
-    """What the catalog told the registry to do, and the API had no time for or died before."""
+    """What the catalog told the registry to do, and the API had no time for or died before.
+
+    One that fails by itself does not hold up the others. Raises UnavailableError if the registry is away.
+    """
     for errand in ledger.errands(API_PATIENCE):
-        carry_out(registry, ledger, errand)
-        ledger.errand_done(errand.id)
+        try:
+            carry_out(registry, ledger, errand)
+            ledger.errand_done(errand.id)
+        except KilnError as error:
+            registry.ping()
+            log.warning("the registry's errand %s: %s; trying again", errand.id, error)
 
 
 def _age(brief: BuildBrief) -> timedelta:

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import zlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -31,7 +32,7 @@ class Engines:
 
     def __init__(self, hosts: Sequence[str], slots: int, *, locks: Path | None = None, program: str = "docker") -> None:
         self._locks = locks if len(hosts) >= slots else None
-        count = max(slots, len(hosts)) if hosts else 0
+        self._count = count = max(slots, len(hosts)) if hosts else 0
         # Free engines, the longest unused one first.
         self._free = [Engine(f"engine-{number + 1}", hosts[number % len(hosts)]) for number in range(count)]
         self._waiting: deque[asyncio.Future[Engine]] = deque()
@@ -75,8 +76,7 @@ class Engines:
 
     async def _take(self, affinity: str) -> Engine:
         if self._free and not self._waiting:
-            wanted = self._last.get(affinity)
-            found = next((engine for engine in self._free if engine.name == wanted), self._free[0])
+            found = self._preferred(affinity)
             self._free.remove(found)
             return found
         place: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
@@ -87,6 +87,15 @@ class Engines:
             if place.done() and not place.cancelled():
                 self._give_back(place.result())
             raise
+
+    def _preferred(self, affinity: str) -> Engine:
+        """The free engine that built it last; one that its name always leads to, also after a restart; or any."""
+        home = zlib.crc32(affinity.encode()) % self._count
+        for name in (self._last.get(affinity), f"engine-{home + 1}" if affinity else None):
+            found = next((engine for engine in self._free if engine.name == name), None)
+            if found is not None:
+                return found
+        return self._free[0]
 
     def _give_back(self, engine: Engine) -> None:
         while self._waiting:

@@ -32,10 +32,13 @@ async def test_a_repository_comes_back_to_the_engine_that_has_its_layers() -> No
     assert [await host_of(engines, "acme/app") for _ in range(3)] == [first] * 3
 
 
-async def test_a_new_repository_gets_the_engine_that_was_free_for_longest() -> None:
-    """Each of the engines has its turn."""
-    engines = Engines(HOSTS, 3)
-    assert [await host_of(engines, f"acme/{number}") for number in range(4)] == [*HOSTS, HOSTS[0]]
+async def test_a_restarted_worker_finds_the_engine_again() -> None:
+    """What a repository's name leads to is the same in every process."""
+    names = [f"acme/{number}" for number in range(20)]
+    ours, theirs = Engines(HOSTS, 3), Engines(HOSTS, 3)
+    placed = [await host_of(ours, name) for name in names]
+    assert [await host_of(theirs, name) for name in reversed(names)] == placed[::-1]
+    assert set(placed) == set(HOSTS)
 
 
 async def test_a_busy_engine_is_not_waited_for_while_another_is_free() -> None:

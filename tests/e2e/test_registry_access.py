@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.container_rig import FROM_BUSYBOX, Caller, ContainerRig, busybox, container_rig, context, running
+from cli.engine_slot import LINK_PREFIX, Slot
+from support.container_rig import BUSYBOX, FROM_BUSYBOX, Caller, ContainerRig, busybox, container_rig, context, running
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 # One engine, so that it has everybody's layers; and so small that a test can fill it.
@@ -158,7 +159,8 @@ def test_a_key_pushes_nothing(rig: ContainerRig, docker: Docker, acme: Caller, s
 
 def test_platform_images_are_everybodys(rig: ContainerRig, docker: Docker, rival: Caller) -> None:
     """What an administrator builds for the platform is pulled with any key, and built upon."""
-    ordered(rig.admin, busybox("RUN echo base > /base"), image_name="base", image_tag="v1", owner_scope="platform")
+    fields = {"image_name": "base", "image_tag": "v1", "owner_scope": "platform", "visibility": "PUBLIC"}
+    ordered(rig.admin, busybox("RUN echo base > /base"), **fields)
     assert docker.login(rival.key)
     assert docker.pulls("platform/base:v1")
     built(rival, context(f"FROM {rig.registry}/platform/base:v1\nRUN grep base /base\n"), name="on-platform")
@@ -272,8 +274,8 @@ def test_the_hosts_services_are_out_of_reach(rig: ContainerRig, acme: Caller) ->
     settings = rig.stack.settings
     with _service() as port:
         ports = (port, settings.registry_port, settings.api_port, settings.temporal_port)
-        addresses = _addresses()
-        assert all(_answers(address, port) for address in addresses)
+        addresses = _addresses(Slot(settings.home_dir, 1).link)
+        assert [address for address in addresses if not _answers(address, port)] == []
         places = [f"{address}:{one}" for address in ("$GATEWAY", *addresses) for one in ports]
         build_id = acme.submit(busybox(_asking([*places, "169.254.169.254:80"])), name="curious")
         acme.wait(build_id, "succeeded")
@@ -286,11 +288,15 @@ def test_the_hosts_services_are_out_of_reach(rig: ContainerRig, acme: Caller) ->
 
 
 def _asking(places: list[str]) -> str:
-    """A step that tries all places at once, after one of its own for comparison."""
+    """A step that tries all places at once, after one of its own for comparison.
+
+    nc ends with 1 where it cannot connect in time, and otherwise with its input.
+    """
     return (
         "RUN busybox httpd -p 127.0.0.1:8080; "
         "GATEWAY=$(busybox ip route | busybox awk '/default/ {print $3}'); test -n \"$GATEWAY\" || exit 1; "
-        'knock() { busybox nc -z -w 2 ${1%:*} ${1#*:} && echo "$2: rea"\'ched\'" $1"; }; '
+        "knock() { busybox timeout 5 busybox nc -w 2 ${1%:*} ${1#*:} </dev/null >/dev/null; "
+        'test $? = 1 || echo "$2: rea"\'ched\'" $1"; }; '
         "knock 127.0.0.1:8080 own; "
         f"for place in {' '.join(places)}; do knock $place there & done; wait"
     )
@@ -319,16 +325,18 @@ def _service() -> Iterator[int]:
         server.server_close()
 
 
-def _addresses() -> list[str]:
-    """This host's IPv4 addresses, its ends of the engines' links among them."""
-    said = json.loads(subprocess.run(["ip", "-4", "-j", "address"], capture_output=True, check=True).stdout)
-    return [info["local"] for link in said for info in link.get("addr_info", [])]
+def _addresses(uplink: str) -> list[str]:
+    """This host's IPv4 addresses, its end of the engine's link among them, and no other engine's."""
+    links = json.loads(subprocess.run(["ip", "-4", "-j", "address"], capture_output=True, check=True).stdout)
+    ours = [link for link in links if link["ifname"] == uplink or not link["ifname"].startswith(LINK_PREFIX)]
+    assert uplink in {link["ifname"] for link in ours}
+    return [info["local"] for link in ours for info in link.get("addr_info", [])]
 
 
 def _answers(address: str, port: int) -> bool:
     """Whether this host itself reaches it: by another process, as this one keeps to loopback."""
-    command = ["busybox", "wget", "-T", "5", "-q", "-O", "/dev/null", f"http://{address}:{port}/"]
-    return subprocess.run(command, check=False).returncode == 0
+    command = [str(BUSYBOX), "nc", "-w", "5", address, str(port)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from support.container_rig import ContainerRig, busybox, container_rig, gone, running
 from support.processes import descendants, eventually
 
-pytestmark = [pytest.mark.docker, pytest.mark.fault, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.fault, pytest.mark.long]
 # Two workers with builders: when one is lost, the other is there.
 WORKERS = (("control", "transfer"), ("container",), ("container",))
 

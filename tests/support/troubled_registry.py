@@ -39,6 +39,11 @@ class RegistrySite:
     def stop(self) -> None:
         self._process.close()
 
+    def lose_blob(self, digest: str) -> None:
+        """What a damaged disk does."""
+        algorithm, _, name = digest.partition(":")
+        (self._folder / "data/docker/registry/v2/blobs" / algorithm / name[:2] / name / "data").unlink()
+
 
 @contextmanager
 def registry_site(folder: Path) -> Iterator[RegistrySite]:
@@ -102,7 +107,7 @@ class TroubledRegistry:
     # kiln.ports.Registry
 
     def ping(self) -> None:
-        self._registry.ping()
+        self._call("ping")
 
     def close(self) -> None:
         self._registry.close()
