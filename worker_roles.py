@@ -27,7 +27,7 @@ from activities.packer_attempt import PackerParts, PackerTerms
 from activities.publication import PublicationActivities
 from activities.record import RecordActivities
 from activities.verify import VerifyActivities
-from kiln.adapters.buildx import BuildxPlace, BuildxRuns
+from kiln.adapters.buildx import BuildxPlace, BuildxRuns, buildx_program
 from kiln.adapters.contexts import StoredContexts, open_contexts
 from kiln.adapters.ec2 import Ec2Cloud
 from kiln.adapters.engines import Engines
@@ -216,9 +216,10 @@ def packer_worker(adapters: Adapters, client: Client) -> Worker:
 def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
     """Dockerfile builds: one worker for the queue of each platform, which share the engines."""
     settings = adapters.settings
-    _require_program(settings.buildx.split()[0], "KILN_BUILDX", "docker.io")
+    program = buildx_program(settings.buildx)
+    _require_program(program[0], "KILN_BUILDX", "docker.io")
     place = BuildxPlace(
-        program=tuple(settings.buildx.split()),
+        program=program,
         work_dir=settings.runs_dir,
         registry_host=settings.registry_host,
         builder=settings.builder,

@@ -129,11 +129,13 @@ class ContainerAttempt(RegistryAttempt[ContainerParts]):
         super().__init__(parts, build)
         self._output = BuildkitOutput()
         self._allowed: set[str] = set()
+        self._engine: Engine | None = None
 
     async def _make(self, order: Order, lease: Lease, log: LogWriting) -> BuiltImage:
         self._output = BuildkitOutput(Redactor(order.secrets.values()))
         self._phase = "waiting for a builder slot"
         async with self._parts.engines.lease(order.container.target.repository) as engine:
+            self._engine = engine
             folder = await asyncio.to_thread(self._parts.kit.folder, order)
             try:
                 context = await self._fetch_context(order, folder)
@@ -177,6 +179,9 @@ class ContainerAttempt(RegistryAttempt[ContainerParts]):
         readable = await asyncio.to_thread(self._parts.ledger.may_pull, order.organization_id, fresh)
         if fresh - readable:
             raise SourceUnavailableError(f"{prefix}{min(fresh - readable)}: no such image, or not yours to use")
+        public = await asyncio.to_thread(self._parts.ledger.may_pull, "", fresh)
+        if self._engine is not None and fresh - public:
+            self._parts.engines.keep_private(self._engine)
         self._allowed |= fresh
 
     async def _refuse_foreign_digests(self, order: Order) -> None:

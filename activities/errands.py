@@ -4,9 +4,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
+from activities.manifest_tree import tree
 from kiln.errors import SourceUnavailableError
 from kiln.naming import STAGING_OWNER
-from kiln.ports import Errand, Registry
+from kiln.ports import Errand, Manifest, Registry
 
 
 class TagBook(Protocol):
@@ -34,28 +35,40 @@ def carry_out(registry: Registry, book: TagBook, errand: Errand) -> None:
 def _settle_manifest(registry: Registry, book: TagBook, errand: Errand) -> None:
     """A copy is kept aside until nobody can have come to need the manifest while it was being deleted."""
     repository, digest, aside = errand.repository, errand.digest, f"{STAGING_OWNER}/errand-{errand.id}"
-    if (
-        not book.needed(repository, digest)
-        and registry.manifest(repository, digest) is not None
-        and not _is_part(registry, repository, digest)
-    ):
+    found = registry.manifest(repository, digest)
+    if found is not None and not _needed(registry, book, repository, [found]):
         with contextlib.suppress(SourceUnavailableError):  # damaged, or gone just now: there is nothing to keep
             registry.copy(repository, digest, aside)
         registry.delete(repository, digest)
-    if registry.manifest(aside, digest) is None:
-        return
-    tags = book.needed(repository, digest)
-    if tags or _is_part(registry, repository, digest):
-        registry.copy(aside, digest, repository)
-    for tag in tags:
-        registry.tag(repository, digest, tag)
-    registry.delete(aside, digest)
+    kept = registry.manifest(aside, digest)
+    if kept is not None:
+        _settle_tree(registry, book, repository, aside, tree(registry, aside, kept))
 
 
-def _is_part(registry: Registry, repository: str, digest: str) -> bool:
-    """Whether an image of several platforms, which a tag of the repository points at, has this one among them."""
+def _settle_tree(registry: Registry, book: TagBook, repository: str, aside: str, manifests: Sequence[Manifest]) -> None:
+    """Deletes what nothing needs of the manifests that are kept aside, gives back what something needs by now."""
+    needed = _needed(registry, book, repository, manifests)
+    for each in reversed(manifests):
+        if each not in needed:
+            registry.delete(repository, each.digest)
+    for each in reversed(_needed(registry, book, repository, manifests)):
+        registry.copy(aside, each.digest, repository)
+        for tag in book.needed(repository, each.digest):
+            registry.tag(repository, each.digest, tag)
+    for each in reversed(manifests):
+        registry.delete(aside, each.digest)
+
+
+def _needed(registry: Registry, book: TagBook, repository: str, manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Those that a tag is to point at, and the parts of what one points at. An index stands before its parts."""
     tagged = (registry.manifest(repository, tag) for tag in registry.tags(repository))
-    return any(each is not None and each.digest != digest and digest.encode() in each.content for each in tagged)
+    wholes = [each.content for each in tagged if each is not None]
+    needed: list[Manifest] = []
+    for each in manifests:
+        if book.needed(repository, each.digest) or any(each.digest.encode() in whole for whole in wholes):
+            needed.append(each)
+            wholes.append(each.content)
+    return needed
 
 
 def _settle_tag(registry: Registry, book: TagBook, errand: Errand) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from temporalio import activity
 
 from activities.cleanup import wait
+from activities.manifest_tree import tree
 from kiln.errors import LeftoversError, SourceUnavailableError, UnavailableError, VerificationFailedError
 from kiln.models import BuildEnd, BuildKind, BuildRef, CleanupReport, PublishRequest
 from kiln.naming import context_key, staging_repository
@@ -111,7 +112,8 @@ class PublicationActivities:
             for tag in tags:
                 staged = self._registry.manifest(repository, tag)
                 if staged is not None:
-                    self._registry.delete(repository, staged.digest)
+                    for each in reversed(tree(self._registry, repository, staged)):
+                        self._registry.delete(repository, each.digest)
                     removed.add(f"{repository}:{tag}")
             time.sleep(0.05)
         raise LeftoversError(f"still there: {repository}")

@@ -45,9 +45,9 @@ class PlainContainers:
     def __init__(self, stack: LocalStack) -> None:
         self._hosts = stack.containers.hosts
         self._program = shlex.split(stack.settings.buildx)
+        build_id, password = _lent_credential(stack)
         self._resources = ExitStack()
         self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="kiln-bench-")))
-        build_id, password = _lent_credential(stack)
         registry = stack.settings.registry_host
         self._repository = f"{registry}/{staging_repository(build_id)}"
         plugins = [str(operator_config() / "cli-plugins")]

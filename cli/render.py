@@ -50,14 +50,14 @@ def print_builds(builds: Iterable[Mapping[str, Any]]) -> None:
         (
             str(build["id"]),
             str(build["kind"]),
-            str(build["spec"].get("provider") or ""),
+            what_text(build),
             status_text(build["status"]),
             image_text(build),
             str(build["created_at"]),
         )
         for build in builds
     ]
-    print_rows(("ID", "KIND", "PROVIDER", "STATUS", "IMAGE", "CREATED"), rows, "No builds.")
+    print_rows(("ID", "KIND", "WHAT", "STATUS", "IMAGE", "CREATED"), rows, "No builds.")
 
 
 def print_build(build: Mapping[str, Any]) -> None:
@@ -72,6 +72,8 @@ def print_build(build: Mapping[str, Any]) -> None:
         "image state": image.get("state_reason") or image.get("state"),
         "region": image.get("region") or build["spec"].get("region"),
         "provider": build["spec"].get("provider"),
+        "source": build["spec"].get("reference"),
+        "tag": target_text(build),
         "template": build["spec"].get("template_source"),
         "attempt": build["attempt"],
         "created": build["created_at"],
@@ -87,7 +89,7 @@ def print_properties(shown: Mapping[str, object]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in shown.items():
         if value not in (None, ""):
-            table.add_row(Text(name, "bold"), value if isinstance(value, Text) else plain(str(value)))
+            table.add_row(Text(name, "bold"), value if isinstance(value, Text) else plain_text(str(value)))
     console().print(table)
 
 
@@ -122,6 +124,17 @@ def event_text(event: LogEvent) -> str:
 
 def status_text(status: str) -> Text:
     return Text(status, STATUS_STYLES.get(status, ""))
+
+
+def what_text(build: Mapping[str, Any]) -> str:
+    """What the build makes, in a word: the agent of a machine image, the tag of a container image."""
+    return str(build["spec"].get("provider") or "") or target_text(build)
+
+
+def target_text(build: Mapping[str, Any]) -> str:
+    """`owner/name:tag` of a container image; nothing for others."""
+    target = build["spec"].get("target")
+    return f"{target['owner']}/{target['name']}:{target['tag']}" if target else ""
 
 
 def image_text(build: Mapping[str, Any]) -> str:

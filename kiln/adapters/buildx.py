@@ -29,12 +29,29 @@ TOOL_VARIABLE = re.compile(
     r"|(?:DOCKER|BUILDX|LD|OTEL|JAEGER|XDG|SSL_CERT|MALLOC)_.*|KUBECONFIG|GO(?:DEBUG|GC|MAXPROCS|MEMLIMIT|TRACEBACK)"
     r"|(?i:.*_proxy)"
 )
+# Where Docker looks for plugins, besides its configuration's own places.
+PLUGIN_DIRS = tuple(
+    Path(place, "docker", "cli-plugins")
+    for place in ("/usr/local/lib", "/usr/local/libexec", "/usr/lib", "/usr/libexec")
+)
 TLS_ENVIRONMENT = ("DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
 
 
 def operator_config() -> Path:
     """The Docker configuration of whoever runs this worker: it has their CLI plugins and builders."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+
+
+def buildx_program(setting: str) -> tuple[str, ...]:
+    """The program of KILN_BUILDX. The plugin itself stands for `docker buildx` where it is found: the `docker` command
+    looks through all plugins at each start, which takes longer than the rest of it."""
+    program = tuple(setting.split())
+    if program == ("docker", "buildx"):
+        folders = [operator_config() / "cli-plugins", *map(Path, _extra_plugin_dirs(operator_config())), *PLUGIN_DIRS]
+        found = next((each for each in folders if os.access(each / "docker-buildx", os.X_OK)), None)
+        if found is not None:
+            return (str(found / "docker-buildx"),)
+    return program
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,19 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from kiln.errors import UnavailableError
+from kiln.naming import STAGING_OWNER
 from kiln.ports import Engine
 
 FORGET_TIMEOUT = timedelta(seconds=30)
 LOCK_PAUSE = timedelta(milliseconds=100)
 MAX_AFFINITIES = 4096
+IN_USE = "in use:"
+MARK_BYTES = 1024
 # An engine elsewhere is reached over TLS or SSH with these; no other variable of the worker's is for the client.
 KEPT_VARIABLES = ("PATH", "HOME", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SSH_AUTH_SOCK")
 
@@ -27,7 +32,7 @@ class Engines:
     """Lends `slots` engines, one a build: each of `hosts` (DOCKER_HOST) is one, or several if there are fewer of them.
 
     For one event loop. Implements `EnginePool`. Where each slot has an engine, files in `locks` keep the other workers
-    of this host from building in the same one.
+    of this host from building in the same one, and say what the next build is to know of it.
     """
 
     def __init__(self, hosts: Sequence[str], slots: int, *, locks: Path | None = None, program: str = "docker") -> None:
@@ -37,6 +42,7 @@ class Engines:
         self._free = [Engine(f"engine-{number + 1}", hosts[number % len(hosts)]) for number in range(count)]
         self._waiting: deque[asyncio.Future[Engine]] = deque()
         self._last: OrderedDict[str, str] = OrderedDict()
+        self._leases: dict[str, _Lease] = {}
         self._program = program
 
     @asynccontextmanager
@@ -45,11 +51,21 @@ class Engines:
         engine, lock = await self._take_alone(affinity)
         self._remember(affinity, engine)
         try:
-            yield engine
+            if lock is None:
+                yield engine
+            else:
+                async with self._entered(engine, _Lease(lock, affinity.partition("/")[0])):
+                    yield engine
         finally:
             if lock is not None:
                 os.close(lock)
             self._give_back(engine)
+
+    def keep_private(self, engine: Engine) -> None:
+        """Notes that the engine has what the lease's owner may read, and others may not."""
+        lease = self._leases.get(engine.name)
+        if lease is not None:
+            _write_mark(lease.lock, f"{IN_USE}{lease.owner}")
 
     async def _take_alone(self, affinity: str) -> tuple[Engine, int | None]:
         """An engine that no other process builds in, and the open file that says so until it is closed."""
@@ -69,10 +85,45 @@ class Engines:
         """Drops image names from an engine; its layer cache stays. What cannot be dropped is logged."""
         if not references:
             return
-        command = [self._program, "--host", engine.host, "image", "rm", "--force", *references]
-        problem = await _problem_of(command)
+        _, problem = await _run([self._program, "--host", engine.host, "image", "rm", "--force", *references])
         if problem:
             log.warning("%s keeps names of images: %s", engine.name, problem)
+
+    @asynccontextmanager
+    async def _entered(self, engine: Engine, lease: "_Lease") -> AsyncIterator[None]:
+        """Cleans up what earlier builds left there that died, or that this one's owner may not read."""
+        mark = _read_mark(lease.lock)
+        private_to = mark.removeprefix(IN_USE)
+        if mark.startswith(IN_USE):
+            await self._forget_staged(engine)
+        if private_to not in ("", lease.owner):
+            await self._forget_layers(engine)
+            private_to = ""
+        _write_mark(lease.lock, f"{IN_USE}{private_to}")
+        self._leases[engine.name] = lease
+        try:
+            yield
+        finally:
+            del self._leases[engine.name]
+            _write_mark(lease.lock, _read_mark(lease.lock).removeprefix(IN_USE))
+
+    async def _forget_staged(self, engine: Engine) -> None:
+        """Drops the names of all builds' images, of which none is running."""
+        listing = ["image", "ls", f"--filter=reference=*/{STAGING_OWNER}/*", "--format={{.Repository}}:{{.Tag}}"]
+        names, problem = await _run([self._program, "--host", engine.host, *listing])
+        if problem:
+            log.warning("%s may keep names of images: %s", engine.name, problem)
+        await self.forget(engine, names.split())
+
+    async def _forget_layers(self, engine: Engine) -> None:
+        """Empties the engine of manifests and layers; cache mounts stay. Raises UnavailableError.
+
+        BuildKit takes a manifest that it has by its digest, without asking the registry that the name before it says.
+        """
+        pruning = ["builder", "prune", "--all", "--force", "--filter=type=regular"]
+        _, problem = await _run([self._program, "--host", engine.host, *pruning])
+        if problem:
+            raise UnavailableError(f"{engine.name}: another owner's layers are not removed: {problem}")
 
     async def _take(self, affinity: str) -> Engine:
         if self._free and not self._waiting:
@@ -112,6 +163,24 @@ class Engines:
             self._last.popitem(last=False)
 
 
+@dataclass(frozen=True)
+class _Lease:
+    """An engine that this process alone uses: its lock's file, and for whom (an owner of repositories)."""
+
+    lock: int
+    owner: str
+
+
+def _read_mark(lock: int) -> str:
+    """Nothing, `in use:`, an owner to whom the engine's layers are private, or both."""
+    return os.pread(lock, MARK_BYTES, 0).decode()
+
+
+def _write_mark(lock: int, mark: str) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, mark.encode(), 0)
+
+
 def _try_lock(folder: Path, host: str) -> int | None:
     """The lock on an engine, which goes with its process; None while another process holds it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,29 +194,30 @@ def _try_lock(folder: Path, host: str) -> int | None:
     return lock
 
 
-async def _problem_of(command: Sequence[str]) -> str:
-    """Runs a command to its end; what it said last if it failed, else nothing."""
+async def _run(command: Sequence[str]) -> tuple[str, str]:
+    """Runs a command to its end: what it printed, and what it said last if it failed, else nothing."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
             env=_environment(os.environ),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
     except OSError as error:
-        return f"{command[0]}: {error.strerror}"
+        return "", f"{command[0]}: {error.strerror}"
     try:
-        _, said = await asyncio.wait_for(process.communicate(), FORGET_TIMEOUT.total_seconds())
+        printed, said = await asyncio.wait_for(process.communicate(), FORGET_TIMEOUT.total_seconds())
     except TimeoutError:
-        return f"{command[0]} did not end within {FORGET_TIMEOUT.seconds} s"
+        return "", f"{command[0]} did not end within {FORGET_TIMEOUT.seconds} s"
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
     lines = said.decode(errors="replace").strip().splitlines()
-    return (lines or ["it said nothing"])[-1] if process.returncode else ""
+    problem = (lines or ["it said nothing"])[-1] if process.returncode else ""
+    return printed.decode(errors="replace"), problem
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:

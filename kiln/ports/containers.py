@@ -162,6 +162,13 @@ class EnginePool(Protocol):
         """An engine for one build, preferably the one that built `affinity` (the repository) last: it has its layers."""
         ...
 
+    def keep_private(self, engine: Engine) -> None:
+        """Says that the engine, which is leased, comes to have what only the owner of the affinity may read.
+
+        It forgets that before it is leased for another owner, unless others than Kiln have it, too.
+        """
+        ...
+
     async def forget(self, engine: Engine, references: Collection[str]) -> None:
         """Drops a build's image names from the engine, whose layer cache stays."""
         ...

@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ from kiln.catalog import builds, contexts, tags
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.session import Catalog
 from kiln.models import Api, BuildRef, HouseTerms, Target, TransferSpec
-from kiln.naming import TRANSFER_QUEUE, build_of_context, container_queue, context_key, staging_repository
+from kiln.naming import (
+    STAGING_OWNER,
+    TRANSFER_QUEUE,
+    build_of_context,
+    container_queue,
+    context_key,
+    staging_repository,
+)
 from kiln.ports import ContextFacts, Order
 from kiln.registry_tokens import RegistryTokens
 from support.archives import LIMITS, context_archive
@@ -53,11 +61,11 @@ class ContainerHarness(Harness):
 
     def __init__(self, client: Client, catalog: Catalog, folder: Path, site: RegistrySite, *, skips_time: bool) -> None:
         super().__init__(client, catalog, folder, skips_time=skips_time)
+        self._site = site
         tokens = RegistryTokens(site.key_file)
         self.there = KilnRegistry(site.host, tokens)
         self.registry = TroubledRegistry(self.there)
         self.pusher = Pusher(site.host, tokens)
-        self.public = AnonymousRegistries([PUBLIC_HOST])
         self.tools = ContainerToolbox(self.pusher)
         self.engines = FakeEngines()
         self.objects = folder / "objects"
@@ -67,8 +75,8 @@ class ContainerHarness(Harness):
         self.target: Target = target(f"app-{uuid.uuid4().hex[:12]}")
 
     def close(self) -> None:
-        for part in (self.registry, self.pusher, self.public):
-            part.close()
+        self.registry.close()
+        self.pusher.close()
         super().close()
 
     # Builds
@@ -143,11 +151,13 @@ class ContainerHarness(Harness):
 
     def leftovers(self, build_id: str) -> list[str]:
         """What there still is of a build that is over, besides its image."""
-        repository = staging_repository(build_id)
-        manifests = {run.image.digest for run in self.tools.runs}
-        left = [each for each in manifests if self.there.manifest(repository, each) is not None]
+        left = self._site.manifests(staging_repository(build_id))
         runs = [path.name for path in self.runs_dir.iterdir()] if self.runs_dir.exists() else []
         return [*self.staged(build_id), *left, *runs, *(self.kept_contexts & {build_id})]
+
+    def kept_aside(self) -> list[str]:
+        """Manifests of which errands keep a copy."""
+        return self._site.manifests(f"{STAGING_OWNER}/errand-*")
 
     def pulled(self, to: Target | None = None) -> str | None:
         """The digest that the registry gives for a tag."""
@@ -201,11 +211,14 @@ class ContainerHarness(Harness):
         parts = ContainerParts(kit=kit, engines=self.engines, contexts=self.contexts, **self._parts(client, name))
         return self._worker(client, container_queue(PLATFORM), ContainerActivities(parts).build)
 
-    def transferrer(self) -> Worker:
+    @asynccontextmanager
+    async def transferrer(self) -> AsyncIterator[None]:
         """A worker that runs skopeo."""
         kit = SkopeoRuns(SkopeoPlace("skopeo", self.runs_dir, self.registry.host), credential)
-        parts = TransferParts(kit=kit, public=self.public, **self._parts(self.client, "worker-1"))
-        return self._worker(self.client, TRANSFER_QUEUE, TransferActivities(parts).transfer)
+        with closing(AnonymousRegistries([PUBLIC_HOST])) as public:
+            parts = TransferParts(kit=kit, public=public, **self._parts(self.client, "worker-1"))
+            async with self._worker(self.client, TRANSFER_QUEUE, TransferActivities(parts).transfer):
+                yield
 
     def _parts(self, client: Client, name: str) -> dict[str, Any]:
         terms = AttemptTerms(limit=self.limit, lease=HEARTBEAT_TIMEOUT * 0.8, grace=timedelta(seconds=5))

@@ -133,5 +133,8 @@ class FakeEngines:
     async def lease(self, affinity: str) -> AsyncIterator[Engine]:
         yield Engine("engine-1", "unix:///nowhere/docker.sock")
 
+    def keep_private(self, engine: Engine) -> None:
+        pass
+
     async def forget(self, engine: Engine, references: Collection[str]) -> None:
         self.forgotten += references

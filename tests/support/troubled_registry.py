@@ -39,6 +39,11 @@ class RegistrySite:
     def stop(self) -> None:
         self._process.close()
 
+    def manifests(self, repository: str) -> list[str]:
+        """The digests of all manifests of a repository, tagged or not; `*` stands for any name."""
+        links = f"data/docker/registry/v2/repositories/{repository}/_manifests/revisions/*/*/link"
+        return [link.parent.name for link in self._folder.glob(links)]
+
     def lose_blob(self, digest: str) -> None:
         """What a damaged disk does."""
         algorithm, _, name = digest.partition(":")
@@ -76,7 +81,7 @@ class Hold:
 
 
 class TroubledRegistry:
-    """The real adapter behind a test that makes calls fail, holds them back, or does something right after one."""
+    """The real adapter behind a test that makes calls fail, holds them back, or does something before or after one."""
 
     def __init__(self, registry: KilnRegistry) -> None:
         self._registry = registry
@@ -85,7 +90,8 @@ class TroubledRegistry:
         self._lock = threading.Lock()
         self._faults: Counter[str] = Counter()
         self._holds: defaultdict[str, list[Hold]] = defaultdict(list)
-        self._actions: dict[str, Callable[[], object]] = {}
+        self._before: dict[str, Callable[[], object]] = {}
+        self._after: dict[str, Callable[[], object]] = {}
 
     def fail(self, call: str, times: int = 1_000_000) -> None:
         """The next so many calls of that name get no answer."""
@@ -102,7 +108,11 @@ class TroubledRegistry:
 
     def after(self, call: str, action: Callable[[], object]) -> None:
         """Does something once, right after the next call of that name."""
-        self._actions[call] = action
+        self._after[call] = action
+
+    def before(self, call: str, action: Callable[[], object]) -> None:
+        """Does something once, right before the next call of that name."""
+        self._before[call] = action
 
     # kiln.ports.Registry
 
@@ -142,8 +152,9 @@ class TroubledRegistry:
         if held is not None:
             held.passes()
         self._answers(name)
+        self._before.pop(name, lambda: None)()
         answer = getattr(self._registry, name)(*arguments)
-        self._actions.pop(name, lambda: None)()
+        self._after.pop(name, lambda: None)()
         return answer
 
     def _answers(self, name: str) -> None:

@@ -1,11 +1,13 @@
 """Records the histories that `test_replay.py` replays, from real runs on a local Temporal server.
 
-python tests/workflows/record_histories.py
+python tests/workflows/record_histories.py [NAME…]
 
-Record anew only before a release: a history of released code that no longer replays is a break, not a nuisance.
+Without a name, those that are missing. Record anew only before a release: a history of released code that no longer
+replays is a break, not a nuisance.
 """
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -15,21 +17,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-from temporalio.client import WorkflowHistory  # noqa: E402
+from temporalio.client import Client, WorkflowHistory  # noqa: E402
 from temporalio.contrib.pydantic import pydantic_data_converter  # noqa: E402
 from temporalio.testing import WorkflowEnvironment  # noqa: E402
 
 from kiln.catalog.session import Catalog  # noqa: E402
 from kiln.models import HouseTerms  # noqa: E402
 from kiln.naming import KEEP_HOUSE_WORKFLOW_ID, delete_workflow_id  # noqa: E402
-from support import histories  # noqa: E402  the paths come first
+from support import container_tools, histories  # noqa: E402  the paths come first
+from support.container_harness import ContainerHarness  # noqa: E402
+from support.container_tools import ContainerRun  # noqa: E402
 from support.fakes import PackerRun, bakes, hangs  # noqa: E402
 from support.harness import Harness  # noqa: E402
 from support.histories import SECRET  # noqa: E402
 from support.rows import make_older  # noqa: E402
+from support.troubled_registry import registry_site  # noqa: E402
 from workflows.start import SEARCH_ATTRIBUTES, start_deletion, start_house_keeping  # noqa: E402
 
 Scenario = Callable[[Harness], Awaitable[WorkflowHistory]]
+ContainerScenario = Callable[[ContainerHarness], Awaitable[WorkflowHistory]]
 # Long enough ago for the house-keeping to ask where a build is.
 LONG_AGO = timedelta(minutes=1)
 
@@ -138,6 +144,70 @@ async def has_observed(kiln: Harness, times: int) -> bool:
     return kiln.finished["observe-images"] >= times
 
 
+async def makes_and_tells(run: ContainerRun) -> int:
+    run.says(f"exporting API_TOKEN={run.secret}")
+    return await container_tools.makes(run)
+
+
+async def container_success(kiln: ContainerHarness) -> WorkflowHistory:
+    """The context is announced before it is there, and again when it is."""
+    kiln.tools.script = makes_and_tells
+    async with kiln.workers():
+        build = await kiln.awaits_context(secret=SECRET)
+        await kiln.until(lambda: has_asked(kiln, 1))
+        await kiln.announce(build)
+        await kiln.until(lambda: has_asked(kiln, 2))
+        kiln.receive(build)
+        await kiln.announce(build)
+        await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def container_cancel_awaiting(kiln: ContainerHarness) -> WorkflowHistory:
+    """Nobody uploads the context; after a second look the build is cancelled."""
+    async with kiln.control():
+        build = await kiln.awaits_context(secret=SECRET)
+        await kiln.until(lambda: has_asked(kiln, 2))
+        await kiln.handle(build).cancel()
+        await kiln.is_cancelled(build)
+        return await of_build(kiln, build)
+
+
+async def container_context_missing(kiln: ContainerHarness) -> WorkflowHistory:
+    async with kiln.control():
+        build = await kiln.awaits_context(timedelta(seconds=1), secret=SECRET)
+        await kiln.failure(build)
+        return await of_build(kiln, build)
+
+
+async def container_publication_retried(kiln: ContainerHarness) -> WorkflowHistory:
+    """The registry fails after the catalog's commit, and the build is cancelled before it answers again."""
+    kiln.tools.script = makes_and_tells
+    async with kiln.workers():
+        kiln.registry.fail("tag", times=2)
+        build = await kiln.submit(secret=SECRET)
+        await kiln.until(lambda: is_committed(kiln, build))
+        await kiln.handle(build).cancel()
+        await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def transfer(kiln: ContainerHarness) -> WorkflowHistory:
+    async with kiln.control(), kiln.transferrer():
+        build = kiln.order_transfer()
+        await kiln.start(build)
+        await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def has_asked(kiln: ContainerHarness, times: int) -> bool:
+    return kiln.finished["accept-context"] >= times
+
+
+async def is_committed(kiln: ContainerHarness, build: str) -> bool:
+    return kiln.registry.calls["tag"] > 0 and kiln.row(build).publishing_at is not None
+
+
 SCENARIOS: dict[str, Scenario] = {
     "success": success,
     "failure": failure,
@@ -148,10 +218,18 @@ SCENARIOS: dict[str, Scenario] = {
     "delete": delete,
     "keep_house": keep_house,
 }
+CONTAINER_SCENARIOS: dict[str, ContainerScenario] = {
+    "container_success": container_success,
+    "container_cancel_awaiting": container_cancel_awaiting,
+    "container_context_missing": container_context_missing,
+    "container_publication_retried": container_publication_retried,
+    "transfer": transfer,
+}
 
 
-async def main() -> None:
+async def main(names: list[str]) -> None:
     program = str(Path(sys.executable).with_name("temporal"))
+    known = {*SCENARIOS, *CONTAINER_SCENARIOS}
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=program,
         dev_server_log_level="error",
@@ -159,16 +237,28 @@ async def main() -> None:
         search_attributes=SEARCH_ATTRIBUTES,
         identity="recorder",
     ) as environment:
-        for name, scenario in SCENARIOS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                catalog = Catalog(f"sqlite:///{folder}/catalog.db")
-                catalog.migrate()
-                kiln = Harness(environment.client, catalog, Path(folder), skips_time=False)
-                history = await scenario(kiln)
-                kiln.close()
+        for name in names or sorted(known - set(histories.names())):
+            history = await recorded(name, environment.client)
             histories.save(name, history)
             print(f"{name}: {len(history.events)} events")  # noqa: T201  a script
 
 
+async def recorded(name: str, client: Client) -> WorkflowHistory:
+    """The history of a scenario, on a catalog of its own."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        catalog = Catalog(f"sqlite:///{folder}/catalog.db")
+        catalog.migrate()
+        if name in SCENARIOS:
+            kiln = Harness(client, catalog, folder, skips_time=False)
+            stack.callback(kiln.close)
+            return await SCENARIOS[name](kiln)
+        containers = ContainerHarness(
+            client, catalog, folder, stack.enter_context(registry_site(folder)), skips_time=False
+        )
+        stack.callback(containers.close)
+        return await CONTAINER_SCENARIOS[name](containers)
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1:]))

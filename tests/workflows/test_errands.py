@@ -1,11 +1,15 @@
 """What the API left to do in the registry, and the dispatcher does: the registry ends as the catalog says."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import select
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog import errands, tags
@@ -18,7 +22,7 @@ from support.container_rows import begin, begin_publication, finish_publication,
 from support.harness import copied_catalog
 from support.oci_images import Made, digest, image, index
 from support.troubled_registry import RegistrySite, registry_site
-from workflows.dispatch import API_PATIENCE, Dispatcher
+from workflows.dispatch import API_PATIENCE, Dispatcher, run_errands
 
 HOUSE = HouseTerms(pause_seconds=3600, rounds_a_sweep=1000, round=1)
 
@@ -29,12 +33,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrySite]:
         yield site
 
 
-@pytest.fixture
-def kiln(
-    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, site: RegistrySite
-) -> Iterator[ContainerHarness]:
-    catalog = copied_catalog(migrated_file, tmp_path)
-    kiln = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
+@pytest_asyncio.fixture
+async def kiln(migrated_file: Path, tmp_path: Path, site: RegistrySite) -> AsyncIterator[ContainerHarness]:
+    """A Kiln without Temporal, which errands do not need."""
+    nowhere = await Client.connect("127.0.0.1:1", lazy=True, data_converter=pydantic_data_converter)
+    kiln = ContainerHarness(nowhere, copied_catalog(migrated_file, tmp_path), tmp_path, site, skips_time=False)
     yield kiln
     kiln.close()
 
@@ -85,12 +88,15 @@ def rename(kiln: ContainerHarness, to: Target) -> None:
 
 
 async def dispatch(kiln: ContainerHarness) -> None:
-    """One round, when the API has had its time."""
+    """The dispatcher's part of a round, when the API has had its time."""
+    make_older(kiln)
+    await asyncio.to_thread(run_errands, kiln.ledger, kiln.registry)
+
+
+def make_older(kiln: ContainerHarness) -> None:
     with kiln.catalog.transaction() as tx:
-        earlier = API_PATIENCE + timedelta(seconds=1)
         for row in tx.scalars(select(RegistryErrand)):
-            row.created_at -= earlier
-    await Dispatcher(kiln.ledger, kiln.client, HOUSE, kiln.registry).round()
+            row.created_at -= API_PATIENCE + timedelta(seconds=1)
 
 
 def waiting(kiln: ContainerHarness) -> int:
@@ -100,6 +106,15 @@ def waiting(kiln: ContainerHarness) -> int:
 def has(kiln: ContainerHarness, made: Made, to: Target | None = None) -> bool:
     """Whether the repository of a tag has the manifest."""
     return kiln.there.manifest((to or kiln.target).repository, made.digest) is not None
+
+
+async def test_a_round_of_the_dispatcher_does_them(environment: WorkflowEnvironment, kiln: ContainerHarness) -> None:
+    """Every worker that serves the control queue carries out what waits in the catalog."""
+    publish(kiln, image("one"))
+    delete(kiln)
+    make_older(kiln)
+    await Dispatcher(kiln.ledger, environment.client, HOUSE, kiln.registry).round()
+    assert (kiln.pulled(), waiting(kiln)) == (None, 0)
 
 
 class TestDeletion:
@@ -114,7 +129,7 @@ class TestDeletion:
         """The API has a moment to do it by itself."""
         made = publish(kiln, image("one"))
         delete(kiln)
-        await Dispatcher(kiln.ledger, kiln.client, HOUSE, kiln.registry).round()
+        run_errands(kiln.ledger, kiln.registry)
         assert (kiln.pulled(), waiting(kiln)) == (made.digest, 1)
 
     async def test_a_shared_manifest_stays(self, kiln: ContainerHarness) -> None:
@@ -128,6 +143,16 @@ class TestDeletion:
         delete(kiln, other)
         await dispatch(kiln)
         assert (kiln.pulled(other), has(kiln, made), waiting(kiln)) == (None, False, 0)
+
+    async def test_all_platforms_go(self, kiln: ContainerHarness) -> None:
+        """An image of several platforms takes the manifests of these with it, less those that another one has."""
+        both = image("amd64"), image("arm", "linux/arm64")
+        whole, other = publish(kiln, index(*both)), tagged_as(kiln, "v2")
+        publish(kiln, index(both[0], image("armv7", "linux/arm/v7")), other)
+        delete(kiln)
+        await dispatch(kiln)
+        assert [has(kiln, each) for each in (whole, *both)] == [False, True, False]
+        assert (kiln.pulled(other) == kiln.tagged(other), kiln.kept_aside(), waiting(kiln)) == (True, [], 0)
 
     async def test_a_part_of_another_image_stays(self, kiln: ContainerHarness) -> None:
         """Where an image of several platforms has the deleted one among them, it keeps it."""
@@ -174,24 +199,26 @@ class TestRename:
 
 
 class TestNeededAgain:
-    @pytest.mark.parametrize("call", ["copy", "delete"])
+    @pytest.mark.parametrize("call", ["copy", "delete", "tags"])
     async def test_a_manifest_is_put_back(self, kiln: ContainerHarness, call: str) -> None:
         """A build that publishes the same image while it is being deleted keeps it, whole and under its tag."""
-        made = publish(kiln, image("same"))
+        parts = image("amd64"), image("arm", "linux/arm64")
+        made = publish(kiln, index(*parts))
         delete(kiln)
         kiln.registry.after(call, lambda: commit(kiln, made, kiln.target))
         await dispatch(kiln)
         assert (kiln.pulled(), kiln.tagged(), waiting(kiln)) == (made.digest, made.digest, 0)
-        assert [digest(kiln.pusher.blob(kiln.target.repository, digest(blob))) for blob in made.blobs] == [
-            digest(blob) for blob in made.blobs
-        ]
+        assert [has(kiln, part) for part in parts] == [True, True]
+        blobs = [blob for part in parts for blob in part.blobs]
+        assert [kiln.pusher.blob(kiln.target.repository, digest(blob)) for blob in blobs] == blobs
+        assert kiln.kept_aside() == []
 
     async def test_a_tag_is_put_back(self, kiln: ContainerHarness) -> None:
         """A tag that is published anew while it is being taken away points at the new image."""
         old, new = publish(kiln, image("old")), image("new")
         publish(kiln, old, tagged_as(kiln, "v2"))
         delete(kiln)
-        kiln.registry.after("untag", lambda: publish(kiln, new))
+        kiln.registry.before("untag", lambda: publish(kiln, new))
         await dispatch(kiln)
         assert (kiln.pulled(), kiln.tagged(), kiln.pulled(tagged_as(kiln, "v2"))) == (
             new.digest,

@@ -145,6 +145,7 @@ class TestCrash:
         async with kiln.workers():
             end = await kiln.end(build := await kiln.submit())
         assert (end.status, kiln.registry.calls["copy"]) == (BuildStatus.SUCCEEDED, 2)
+        assert kiln.finished["publish-container"] == 1
         is_published(kiln, build)
 
     async def test_a_terminated_workflow_has_succeeded(self, kiln: ContainerHarness) -> None:

@@ -15,6 +15,7 @@ from workflows.runner import WORKFLOWS, workflow_runner
 SUCCEEDED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED
 FAILED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED
 CANCELLED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED
+CANCEL_REQUESTED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED
 ENDS = {
     "success": SUCCEEDED,
     "failure": FAILED,
@@ -23,6 +24,11 @@ ENDS = {
     "cancel_while_building": CANCELLED,
     "not_mine": SUCCEEDED,
     "delete": SUCCEEDED,
+    "container_success": SUCCEEDED,
+    "container_cancel_awaiting": CANCELLED,
+    "container_context_missing": FAILED,
+    "container_publication_retried": SUCCEEDED,
+    "transfer": SUCCEEDED,
 }
 
 
@@ -32,10 +38,18 @@ async def test_a_recorded_history_replays(name: str) -> None:
     assert await failure_of_replay(histories.load(name)) is None
 
 
-@pytest.mark.parametrize("step", ["claim-build", "packer-build", "clean-up", "record-end"])
-async def test_another_history_does_not(step: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *(("cancel_while_building", step) for step in ("claim-build", "packer-build", "clean-up", "record-end")),
+        *(("container_success", step) for step in ("accept-context", "container-build", "publish-container")),
+        ("container_cancel_awaiting", "clean-up-container"),
+        ("transfer", "transfer-image"),
+    ],
+)
+async def test_another_history_does_not(name: str, step: str) -> None:
     """A history in which a step was another one does not replay."""
-    history = histories.load("cancel_while_building")
+    history = histories.load(name)
     for event in history.events:
         if event.activity_task_scheduled_event_attributes.activity_type.name == step:
             event.activity_task_scheduled_event_attributes.activity_type.name = "another-step"
@@ -62,6 +76,19 @@ def test_a_recorded_history_is_what_its_name_says(name: str, end: EventType.Valu
 def test_a_recorded_failure_names_the_mask() -> None:
     """Packer's error line did hold the secret: what stands in its place is the mask."""
     assert "bad token ***" in histories.texts(histories.load("failure"))
+
+
+def test_a_recorded_context_was_announced_too_soon() -> None:
+    """The recorded wait has a signal that nothing followed from, and one that ended it."""
+    text = histories.texts(histories.load("container_success"))
+    assert [text.count(f'"state":"{state}"') for state in ("awaited", "ready")] == [2, 1]
+
+
+def test_a_recorded_publication_was_retried() -> None:
+    """The recorded publication needed three tries, and was asked to be cancelled meanwhile."""
+    events = histories.load("container_publication_retried").events
+    assert max(event.activity_task_started_event_attributes.attempt for event in events) == 3
+    assert any(event.event_type == CANCEL_REQUESTED for event in events)
 
 
 def test_a_recorded_round_closed_a_lost_build() -> None:
