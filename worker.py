@@ -24,7 +24,7 @@ from kiln.errors import KilnError, UnavailableError
 from kiln.models import HouseTerms
 from kiln.settings import Settings, load_settings
 from kiln.temporal import connected_client, register_search_attributes
-from worker_roles import CONTROL_SLOTS, ROLES, Adapters, open_adapters, queues_of, slots_of, workers_of
+from worker_roles import CONTROL_SLOTS, ROLES, Adapters, open_adapters, queues_of, slots_of, usual_roles, workers_of
 from workflows.dispatch import Dispatcher
 from workflows.start import SEARCH_ATTRIBUTES
 
@@ -125,10 +125,16 @@ async def _main(settings: Settings, roles: Sequence[str]) -> None:
 def main() -> int:
     """The command line. Exit 1 with one line on standard error when something that the worker needs is missing."""
     parser = argparse.ArgumentParser(description="Runs a Kiln worker.")
-    parser.add_argument("--role", action="append", choices=ROLES, help="may be repeated; all roles by default")
-    roles = parser.parse_args().role or list(ROLES)
+    parser.add_argument(
+        "--role",
+        action="append",
+        choices=ROLES,
+        help="may be repeated; by default all that this host can serve",
+    )
+    told = parser.parse_args().role
     try:
         settings = load_settings()
+        roles = told or usual_roles(settings)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         asyncio.run(_main(settings, sorted(set(roles))))
     except KilnError as error:

@@ -46,7 +46,7 @@ from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_q
 from kiln.ports import Order
 from kiln.registry_tokens import BuildCredentials, RegistryTokens
 from kiln.sealing import Sealer
-from kiln.settings import PROJECT_ROOT, Settings
+from kiln.settings import PROJECT_ROOT, Settings, SettingsError
 from workflows.runner import WORKFLOWS, workflow_runner
 
 ROLES = ("control", "packer", "container", "transfer")
@@ -108,6 +108,17 @@ def open_adapters(settings: Settings) -> Iterator[Adapters]:
         logs.close()
         cloud.close()
         catalog.close()
+
+
+def usual_roles(settings: Settings) -> list[str]:
+    """What a worker serves that was told no roles: container images only where an engine is named."""
+    containers = ["container", "transfer"] if settings.containers and engine_hosts(settings) else []
+    return ["control", "packer", *containers]
+
+
+def engine_hosts(settings: Settings) -> tuple[str, ...]:
+    """The Docker engines of this host's builders: KILN_ENGINE_HOSTS, or else DOCKER_HOST."""
+    return settings.engine_hosts or tuple(filter(None, [os.environ.get("DOCKER_HOST")]))
 
 
 def workers_of(role: str, adapters: Adapters, client: Client, pool: ThreadPoolExecutor) -> list[Worker]:
@@ -216,6 +227,9 @@ def packer_worker(adapters: Adapters, client: Client) -> Worker:
 def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
     """Dockerfile builds: one worker for the queue of each platform, which share the engines."""
     settings = adapters.settings
+    hosts = engine_hosts(settings)
+    if not hosts:
+        raise SettingsError("KILN_ENGINE_HOSTS: names no Docker engine for the role container")
     program = buildx_program(settings.buildx)
     _require_program(program[0], "KILN_BUILDX", "docker.io")
     place = BuildxPlace(
@@ -233,7 +247,7 @@ def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
         holder=adapters.name,
         client=client,
         registry=adapters.registry,
-        engines=Engines(settings.engine_hosts, settings.container_slots, locks=settings.home_dir / "engines"),
+        engines=Engines(hosts, settings.container_slots, locks=settings.home_dir / "engines"),
         contexts=adapters.contexts,
         kit=BuildxRuns(place, _credential(adapters)),
     )

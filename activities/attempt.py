@@ -13,12 +13,21 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.heartbeat import Lease
-from kiln.errors import AttemptLostError, BuildError, BuildTimedOutError
+from kiln.errors import (
+    AttemptLostError,
+    BuildError,
+    BuildTimedOutError,
+    ContextInvalidError,
+    ContextMissingError,
+    SourceUnavailableError,
+)
 from kiln.models import BuilderReport, BuildRef, BuiltImage
 from kiln.naming import build_workflow_id
 from kiln.ports import Held, Ledger, LogBook, LogWriting, Order, Tool, Toolbox, ToolExit, ToolLine
 
 POLL = timedelta(seconds=1)
+# What no tool has printed; a log never ends without the reason.
+SAID_BY_KILN = (ContextInvalidError, ContextMissingError, SourceUnavailableError)
 LAST_LINE_LENGTH = 200
 # A builder's report to its workflow is for show; nothing waits for it.
 REPORT_TIMEOUT = timedelta(seconds=1)
@@ -79,7 +88,11 @@ class Attempt(ABC, Generic[P]):
                 adopted = await self._adopt(order, log)
                 if adopted is not None:
                     return adopted
-            return await self._make(order, lease, log)
+            try:
+                return await self._make(order, lease, log)
+            except SAID_BY_KILN as error:
+                await log.write("kiln", str(error))
+                raise
 
     @abstractmethod
     async def _adopt(self, order: Order, log: LogWriting) -> BuiltImage | None:

@@ -4,6 +4,7 @@ Both push under a staging name of the attempt's own, so that no dead attempt can
 """
 
 import asyncio
+import re
 from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from kiln.redact import Redactor
 
 CONTEXT_FILE = "context.tar.gz"
 LAST_LINES = 50
+# Go names the resolver that it asked, which is this host's own.
+RESOLVER = re.compile(r"(?<=lookup )(\S+) on \S+:53")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class RegistryAttempt(Attempt[R]):
             raise ended
         if ended.code == 0:
             return
-        await self._refuse(ended, log, Redactor(order.secrets.values()).text(" ".join(job.argv)))
+        await self._refuse(ended, log, Redactor(order.secrets.values()).text(_shown(job)))
 
     async def _finish(self, log: LogWriting) -> None:
         """The tool is gone; whatever it left half said goes to the log now."""
@@ -104,7 +107,8 @@ class RegistryAttempt(Attempt[R]):
         if ended.reason != "exited":
             raise AttemptLostError(f"{self.tool_name} was ended from outside ({ended.reason})")
         await log.write("kiln", f"{command}: {how_it_ended(ended)}")
-        raise self._failure()
+        failure = self._failure()
+        raise type(failure)(RESOLVER.sub(r"\1", str(failure)))
 
     @abstractmethod
     def _failure(self) -> KilnError:
@@ -231,6 +235,12 @@ class TransferAttempt(RegistryAttempt[TransferParts]):
 
     def _failure(self) -> KilnError:
         return transfer_failure(self._lines)
+
+
+def _shown(job: ToolJob) -> str:
+    """The command as it is logged: where this host keeps its runs is nobody's business."""
+    program, *arguments = job.argv
+    return " ".join([Path(program).name, *arguments]).replace(f"{job.cwd}/", "")
 
 
 def _repository(path: str) -> str:

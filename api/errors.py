@@ -283,7 +283,7 @@ EXAMPLES = {
     413: ("payload_too_large", "body: at most 1048576 bytes are read"),
     415: ("unsupported_media_type", "Content-Type: must be application/json, not text/plain"),
     422: ("invalid_request", "build_id: must be a UUID"),
-    429: ("rate_limited", "at most 150 per 1 minute requests are served"),
+    429: ("rate_limited", "at most 150 requests in 1 minute are served"),
     500: ("internal", INTERNAL_MESSAGE),
     503: ("unavailable", "the catalog does not answer: OperationalError"),
 }

@@ -63,7 +63,10 @@ class RateLimit:
         wait = self.counter.wait(self.item, self.name, *caller)
         if wait:
             raise ApiError(
-                429, "rate_limited", f"at most {self.item} requests are served", headers=_headers(self.item, wait)
+                429,
+                "rate_limited",
+                _refusal(self.item),
+                headers=_headers(self.item, wait),
             )
 
 
@@ -121,3 +124,9 @@ def _headers(item: RateLimitItem, wait: float) -> dict[str, str]:
         "X-RateLimit-Remaining": "0",
         "X-RateLimit-Reset": seconds,
     }
+
+
+def _refusal(item: RateLimitItem) -> str:
+    """`at most 150 requests in 1 minute are served`."""
+    window = f"{item.multiples} {item.GRANULARITY.name}{'s' if item.multiples > 1 else ''}"
+    return f"at most {item.amount} requests in {window} are served"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PRIVATE_UMASK = 0o077
 
 app = typer.Typer(
-    help="Durable machine-image builds: Packer driven by Temporal.",
+    help="Durable builds of machine and container images: Packer and BuildKit driven by Temporal.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -108,7 +108,7 @@ def build(  # noqa: PLR0913, PLR0917  what a build may ask for
 def list_builds(  # noqa: PLR0913, PLR0917  the API's filters
     kind: Annotated[str, typer.Option(help="machine, container, …; several joined with commas")] = "",
     status: Annotated[str, typer.Option(help="queued, building, …; several joined with commas")] = "",
-    image: Annotated[str, typer.Option(help="an AMI's id")] = "",
+    image: Annotated[str, typer.Option(help="an AMI's id, or a container image's digest")] = "",
     limit: Annotated[int, typer.Option(min=1, max=500, help="how many")] = 50,
     cursor: Annotated[str, typer.Option(help="next_cursor of the page before")] = "",
     json: Json = False,

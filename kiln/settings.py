@@ -19,6 +19,8 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # A Unix socket's path has at most 107 bytes; the rest of it is a run's own name and Packer's.
 RUNS_PATH_LENGTH = 50
 MACHINES = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "armv7l": "linux/arm/v7"}
+ENGINE_SCHEMES = ("unix://", "tcp://", "ssh://")
+WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  to call, not to listen on
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -121,6 +123,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":
+        strange = [host for host in self.engine_hosts if not host.startswith(ENGINE_SCHEMES)]
+        if strange:
+            raise ValueError(f"KILN_ENGINE_HOSTS: {strange[0]} begins with none of {', '.join(ENGINE_SCHEMES)}")
         unknown = set(self.platforms) - set(PLATFORMS)
         if unknown:
             raise ValueError(f"KILN_PLATFORMS names {min(unknown)}, which is none of {', '.join(PLATFORMS)}")
@@ -175,7 +180,8 @@ class Settings(BaseSettings):
     @property
     def base_url(self) -> str:
         """Where clients reach the API: KILN_PUBLIC_URL, or this host's own address."""
-        return (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
+        host = WILDCARD_HOSTS.get(self.api_host, self.api_host)
+        return (self.public_url or f"http://{host}:{self.api_port}").rstrip("/")
 
     @property
     def builder_platforms(self) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ def test_a_rate_limit_is_each_keys_own(tmp_path: Path, temporal: DevTemporal) ->
         tenant, other = Tenant(api), Tenant(api)
         assert [tenant.submit().status_code for _ in range(2)] == [202, 202]
         answer = tenant.submit()
-        message = "at most 2 per 1 minute requests are served"
+        message = "at most 2 requests in 1 minute are served"
         assert (answer.status_code, answer.json()) == (429, error("rate_limited", message))
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         assert tenant.http.get("/api/v1/images").status_code == 200

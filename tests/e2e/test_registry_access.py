@@ -14,7 +14,7 @@ import pytest
 from cli.engine_slot import LINK_PREFIX, Slot
 from support.container_rig import BUSYBOX, FROM_BUSYBOX, Caller, ContainerRig, busybox, container_rig, context, running
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 # One engine, so that it has everybody's layers; and so small that a test can fill it.
 SMALL = {
     "KILN_CONTAINER_SLOTS": "1",

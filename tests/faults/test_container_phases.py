@@ -23,7 +23,7 @@ from support.oci_images import digest, image
 from support.processes import descendants, eventually, read_proc
 from support.registry import serving
 
-pytestmark = [pytest.mark.docker, pytest.mark.fault, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.fault, pytest.mark.long]
 WORKERS = (("control",), ("container", "transfer"))
 CONTROL, BUILDER = "worker", "worker-2"
 LIMIT_SECONDS = 20
