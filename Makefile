@@ -65,6 +65,7 @@ check: $(KILN_READY)
 	$(BIN)/lint-imports
 
 bench: setup
+	@scripts/setup.sh bench-tools
 	$(BIN)/python -m bench $(ARGS)
 
 # Versions and hashes; no index is named, so that each host uses its own.

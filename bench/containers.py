@@ -1,12 +1,13 @@
 """How much longer a container build takes through Kiln than by `docker buildx build --push`, alone and many at once."""
 
 import asyncio
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from bench.build_phases import BUILDX, phase_notes, read_timelines
 from bench.build_time import by_turns
 from bench.container_build import ContainerBuilds
-from bench.contexts import small_context
+from bench.contexts import small_context, working_context
 from bench.figures import Figure, Result, differences, ratios, unmeasured
 from bench.pacing import rounds
 from bench.place import running_stack
@@ -21,6 +22,9 @@ CROWD_SECONDS = 120.0
 CROWD_GOAL = 1.1
 ALONE_NAME = "a container build, from POST to success"
 CROWD_NAME = f"{CROWD} container builds at once, until the last"
+WORK_ROUNDS = 2
+WORK_SECONDS = 60.0
+WORK_NAME = f"{CROWD} at once with some seconds' work each"
 
 
 def measure() -> Result:
@@ -28,14 +32,16 @@ def measure() -> Result:
     small_context()
     with running_stack() as stack:
         if stack.containers.off:
-            return unmeasured([ALONE_NAME, CROWD_NAME], f"container builds are off: {stack.containers.off}")
+            return unmeasured([ALONE_NAME, CROWD_NAME, WORK_NAME], f"container builds are off: {stack.containers.off}")
         with ContainerBuilds(stack) as kiln, PlainContainers(stack) as plain:
             _warm_up(kiln, plain)
             through_kiln, without = by_turns(kiln, plain, ROUNDS, SECONDS)
             timelines = asyncio.run(read_timelines(stack.settings, through_kiln, BUILDX))
-            crowds = _crowds(kiln, plain)
+            crowds = _crowds(kiln, plain, small_context, rounds(CROWD_ROUNDS, CROWD_SECONDS))
+            working = _crowds(kiln, plain, working_context, rounds(WORK_ROUNDS, WORK_SECONDS))
     alone = _alone([build.seconds for build in through_kiln], [build.seconds for build in without])
-    return Result([alone, _crowd_figure(*crowds)], phase_notes(timelines, without, BUILDX))
+    figures = [alone, _crowd_figure(CROWD_NAME, *crowds), _crowd_figure(WORK_NAME, *working)]
+    return Result(figures, phase_notes(timelines, without, BUILDX))
 
 
 def _warm_up(kiln: ContainerBuilds, plain: PlainContainers) -> None:
@@ -47,14 +53,16 @@ def _warm_up(kiln: ContainerBuilds, plain: PlainContainers) -> None:
     kiln.build(0)
 
 
-def _crowds(kiln: ContainerBuilds, plain: PlainContainers) -> tuple[list[float], list[float]]:
+def _crowds(
+    kiln: ContainerBuilds, plain: PlainContainers, context: Callable[[], bytes], turns: Iterable[int]
+) -> tuple[list[float], list[float]]:
     """Seconds by turns; each side is first as often as the other."""
     through_kiln: list[float] = []
     without: list[float] = []
-    for number in rounds(CROWD_ROUNDS, CROWD_SECONDS):
+    for number in turns:
         sides = [(kiln, through_kiln), (plain, without)]
         for side, seconds in sides if number % 2 else reversed(sides):
-            seconds.append(side.crowd(_archives(CROWD)))
+            seconds.append(side.crowd([context() for _ in range(CROWD)]))
     return through_kiln, without
 
 
@@ -75,10 +83,10 @@ def _alone(kiln: list[float], plain: list[float]) -> Figure:
     )
 
 
-def _crowd_figure(kiln: list[float], plain: list[float]) -> Figure:
+def _crowd_figure(name: str, kiln: list[float], plain: list[float]) -> Figure:
     spread = ratios(kiln, plain)
     return Figure(
-        name=CROWD_NAME,
+        name=name,
         kiln=f"{median(kiln):.1f} s",
         reference=f"{median(plain):.1f} s docker buildx build",
         compared=f"{spread.middle:.2f} times ({spread.low:.2f} to {spread.high:.2f})",

@@ -18,6 +18,11 @@ COPY busybox /bin/sh
 RUN echo made >/made
 COPY changing /changing
 """
+# Some seconds of one core's work after the layer that changes, as a compiler or a package manager has.
+WORK = """\
+COPY busybox /bin/busybox
+RUN busybox dd if=/dev/zero bs=1048576 count=600 | busybox sha256sum >/sum
+"""
 UPLOADED_DOCKERFILE = "FROM scratch\nCOPY . /\n"
 CHANGING_BYTES = 64 * 1024
 COMPRESS_LEVEL = 6
@@ -30,12 +35,17 @@ SOURCE_BYTES = 16 * 1024
 SOURCES = 500
 
 
-def small_context() -> bytes:
+def working_context() -> bytes:
+    """A small context whose build has work to do. Raises MeasurementError."""
+    return small_context(WORK)
+
+
+def small_context(steps: str = "") -> bytes:
     """A context that is like every other one of these but for one file, and so for one layer. Raises MeasurementError."""
     if not BUSYBOX.exists():
         raise MeasurementError(f"{BUSYBOX} is not there: apt-get install busybox-static")
     members = {
-        "Dockerfile": DOCKERFILE.encode(),
+        "Dockerfile": (DOCKERFILE + steps).encode(),
         "busybox": BUSYBOX.read_bytes(),
         "changing": os.urandom(CHANGING_BYTES),
     }

@@ -5,6 +5,7 @@
 #   scripts/setup.sh packer           installs Packer unless KILN_PACKER, or `packer`, is there
 #   scripts/setup.sh containers       installs what container builds need; they are off where it cannot be had
 #   scripts/setup.sh test-tools       installs what some tests need; those are skipped where it cannot be had
+#   scripts/setup.sh bench-tools      installs what some benchmarks compare with
 set -euo pipefail
 # Where Debian keeps what only root uses; not every PATH has it.
 export PATH=$PATH:/usr/sbin:/sbin
@@ -91,17 +92,17 @@ optional() {
     command -v "$program" >/dev/null || ("$@") || say "no $program: $lack"
 }
 
-# $1: a package whose service of the same name is not wanted: it would take a port, now and after the next boot.
+# $1: a package whose service ($2, or the same name) is not wanted: it would take a port, now and after the next boot.
 install_unstarted() {
-    local policy=/usr/sbin/policy-rc.d made=
+    local policy=/usr/sbin/policy-rc.d made= service=${2:-$1}
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
         as_root chmod +x "$policy"
         made=yes
     fi
-    apt_install "$1" && as_root update-rc.d "$1" disable >/dev/null 2>&1 || true
+    apt_install "$1" && as_root update-rc.d "$service" disable >/dev/null 2>&1 || true
     [ -z "$made" ] || as_root rm -f "$policy"
-    command -v "$1" >/dev/null
+    command -v "$service" >/dev/null
 }
 
 has_buildx() {
@@ -177,10 +178,17 @@ install_test_tools() {
     optional redis-server "$lack" install_unstarted redis-server
 }
 
+install_bench_tools() {
+    local lack="the rows that need it are not measured"
+    has_static_busybox || (apt_install busybox-static) || say "no static busybox: $lack"
+    optional nginx "$lack" install_unstarted nginx-light nginx
+}
+
 case "${1:-}" in
     venv) make_venv "${2:?a directory}" ;;
     packer) install_packer ;;
     containers) install_containers ;;
     test-tools) install_test_tools ;;
-    *) fail "one of: venv DIRECTORY, packer, containers, test-tools" ;;
+    bench-tools) install_bench_tools ;;
+    *) fail "one of: venv DIRECTORY, packer, containers, test-tools, bench-tools" ;;
 esac
