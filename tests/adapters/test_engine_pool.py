@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kiln.adapters.engines import Engines
+from kiln.errors import UnavailableError
 from kiln.ports import Engine
 
 HOSTS = ("unix:///a.sock", "unix:///b.sock", "unix:///c.sock")
@@ -100,6 +101,41 @@ async def test_two_workers_never_build_in_one_engine(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)
             assert not third.done()
         assert await asyncio.wait_for(third, 2) == second.host
+
+
+def recording_docker(folder: Path, code: int = 0) -> tuple[str, Path]:
+    """A docker command that notes its arguments and ends with this code; its path, and the notes' file."""
+    notes, script = folder / "notes", folder / "docker"
+    script.write_text(f'#!/bin/sh\necho "$@" >>{notes}\nexit {code}\n')
+    script.chmod(0o755)
+    notes.touch()
+    return str(script), notes
+
+
+async def build_privately(engines: Engines, repository: str) -> None:
+    async with engines.lease(repository) as engine:
+        engines.keep_private(engine)
+
+
+async def test_another_owner_s_build_finds_no_private_layers(tmp_path: Path) -> None:
+    """They are pruned before it begins, and stay for their own owner."""
+    program, notes = recording_docker(tmp_path)
+    engines = Engines(HOSTS[:1], 1, locks=tmp_path / "locks", program=program)
+    await build_privately(engines, "acme/app")
+    await build_privately(engines, "acme/other")
+    assert "prune" not in notes.read_text()
+    await host_of(engines, "rival/app")
+    assert "builder prune --all --force" in notes.read_text()
+
+
+async def test_an_engine_that_keeps_private_layers_takes_no_other_owner(tmp_path: Path) -> None:
+    """The build is tried again, rather than begun beside them."""
+    program, _ = recording_docker(tmp_path, code=1)
+    engines = Engines(HOSTS[:1], 1, locks=tmp_path / "locks", program=program)
+    await build_privately(engines, "acme/app")
+    with pytest.raises(UnavailableError, match="another owner's layers"):
+        await host_of(engines, "rival/app")
+    assert await host_of(engines, "acme/app") == HOSTS[0]
 
 
 @pytest.mark.parametrize("program", ["false", "no-such-docker"])
