@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Generic, TypeVar
 
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.heartbeat import Lease
+from activities.heartbeat import Lease, beating
 from kiln.errors import (
     AttemptLostError,
     BuildError,
@@ -20,6 +21,7 @@ from kiln.errors import (
     ContextInvalidError,
     ContextMissingError,
     SourceUnavailableError,
+    WorkerStoppingError,
 )
 from kiln.models import BuilderReport, BuildRef, BuiltImage
 from kiln.naming import build_workflow_id
@@ -174,6 +176,26 @@ class Attempt(ABC, Generic[P]):
             task = asyncio.create_task(_send_report(self._parts.client, order, detail))
             self._reports.add(task)
             task.add_done_callback(self._reports.discard)
+
+
+async def see_through(attempt: Attempt[P]) -> BuiltImage:
+    """Runs an attempt inside its activity, with signs of life. Raises what ends the attempt."""
+    try:
+        async with beating(attempt.heartbeat_details):
+            return await attempt.run()
+    except asyncio.CancelledError:
+        _raise_unless_users_cancel()
+        raise
+
+
+def _raise_unless_users_cancel() -> None:
+    """A worker that stops, or an operator who pauses or resets the activity, does not cancel the build."""
+    why = activity.cancellation_details()
+    if why is None or why.cancel_requested:
+        return
+    if why.worker_shutdown:
+        raise WorkerStoppingError("the worker is shutting down; another one takes the build up")
+    raise AttemptLostError("Temporal took this attempt away")
 
 
 def how_it_ended(ended: ToolExit) -> str:

@@ -1,12 +1,9 @@
 """The activities that make container images: a Dockerfile build, and a transfer."""
 
-import asyncio
-
 from temporalio import activity
 
+from activities.attempt import see_through
 from activities.container_attempt import ContainerAttempt, ContainerParts, TransferAttempt, TransferParts
-from activities.heartbeat import beating
-from activities.packer import raise_unless_users_cancel
 from kiln.models import BuildRef, BuiltImage
 
 
@@ -23,13 +20,7 @@ class ContainerActivities:
         Raises ToolFailedError, SourceUnavailableError, ContextMissingError, ContextInvalidError, BuildTimedOutError,
         BuildCancelledError, BuildOverError, AttemptLostError, WorkerStoppingError.
         """
-        attempt = ContainerAttempt(self._parts, build)
-        try:
-            async with beating(attempt.heartbeat_details):
-                return await attempt.run()
-        except asyncio.CancelledError:
-            raise_unless_users_cancel()
-            raise
+        return await see_through(ContainerAttempt(self._parts, build))
 
 
 class TransferActivities:
@@ -41,10 +32,4 @@ class TransferActivities:
     @activity.defn(name="transfer-image")
     async def transfer(self, build: BuildRef) -> BuiltImage:
         """The source under the build's staging name, all its platforms. Raises as `ContainerActivities.build`."""
-        attempt = TransferAttempt(self._parts, build)
-        try:
-            async with beating(attempt.heartbeat_details):
-                return await attempt.run()
-        except asyncio.CancelledError:
-            raise_unless_users_cancel()
-            raise
+        return await see_through(TransferAttempt(self._parts, build))

@@ -7,7 +7,7 @@ from statistics import median
 from bench.build_phases import BUILDX, phase_notes, read_timelines
 from bench.build_time import by_turns
 from bench.container_build import ContainerBuilds
-from bench.contexts import small_context, working_context
+from bench.contexts import slow_context, small_context, working_context
 from bench.figures import Figure, Result, differences, ratios, unmeasured
 from bench.pacing import rounds
 from bench.place import running_stack
@@ -22,9 +22,13 @@ CROWD_SECONDS = 120.0
 CROWD_GOAL = 1.1
 ALONE_NAME = "a container build, from POST to success"
 CROWD_NAME = f"{CROWD} container builds at once, until the last"
+CACHED_NAME = "an unchanged context again, of a 5 s step"
+CACHED_ROUNDS = 3
+CACHED_GOAL = 5.0
 WORK_ROUNDS = 2
 WORK_SECONDS = 60.0
 WORK_NAME = f"{CROWD} at once with some seconds' work each"
+NAMES = [ALONE_NAME, CACHED_NAME, CROWD_NAME, WORK_NAME]
 
 
 def measure() -> Result:
@@ -32,15 +36,18 @@ def measure() -> Result:
     small_context()
     with running_stack() as stack:
         if stack.containers.off:
-            return unmeasured([ALONE_NAME, CROWD_NAME, WORK_NAME], f"container builds are off: {stack.containers.off}")
+            return unmeasured(
+                [ALONE_NAME, CACHED_NAME, CROWD_NAME, WORK_NAME], f"container builds are off: {stack.containers.off}"
+            )
         with ContainerBuilds(stack) as kiln, PlainContainers(stack) as plain:
             _warm_up(kiln, plain)
             through_kiln, without = by_turns(kiln, plain, ROUNDS, SECONDS)
             timelines = asyncio.run(read_timelines(stack.settings, through_kiln, BUILDX))
+            cached = _cached(kiln)
             crowds = _crowds(kiln, plain, small_context, rounds(CROWD_ROUNDS, CROWD_SECONDS))
             working = _crowds(kiln, plain, working_context, rounds(WORK_ROUNDS, WORK_SECONDS))
     alone = _alone([build.seconds for build in through_kiln], [build.seconds for build in without])
-    figures = [alone, _crowd_figure(CROWD_NAME, *crowds), _crowd_figure(WORK_NAME, *working)]
+    figures = [alone, cached, _crowd_figure(CROWD_NAME, *crowds), _crowd_figure(WORK_NAME, *working)]
     return Result(figures, phase_notes(timelines, without, BUILDX))
 
 
@@ -51,6 +58,26 @@ def _warm_up(kiln: ContainerBuilds, plain: PlainContainers) -> None:
     plain.crowd(_archives(4))
     # The engine that the plain builds have is now the one that Kiln has for its own.
     kiln.build(0)
+
+
+def _cached(kiln: ContainerBuilds) -> Figure:
+    """How much sooner a build ends whose context was built before."""
+    archives = [slow_context() for _ in range(CACHED_ROUNDS)]
+    first: list[float] = []
+    again: list[float] = []
+    for archive in archives:
+        first.append(kiln.crowd([archive]))
+        again.append(kiln.crowd([archive]))
+    spread = ratios(first, again)
+    return Figure(
+        name=CACHED_NAME,
+        kiln=f"{median(again):.2f} s",
+        reference=f"{median(first):.2f} s the first time",
+        compared=f"{spread.middle:.1f} times faster ({spread.low:.1f} to {spread.high:.1f})",
+        goal=f">= {CACHED_GOAL:g} times",
+        met=spread.middle >= CACHED_GOAL,
+        runs=f"{len(again)} x 2",
+    )
 
 
 def _crowds(

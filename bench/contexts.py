@@ -23,6 +23,10 @@ WORK = """\
 COPY busybox /bin/busybox
 RUN busybox dd if=/dev/zero bs=1048576 count=600 | busybox sha256sum >/sum
 """
+SLOW = """\
+COPY busybox /bin/busybox
+RUN busybox sleep 5
+"""
 UPLOADED_DOCKERFILE = "FROM scratch\nCOPY . /\n"
 CHANGING_BYTES = 64 * 1024
 COMPRESS_LEVEL = 6
@@ -33,6 +37,11 @@ MEMBER_BYTES = 4 * 1024**2
 # Text in whole files of Python's own library. Of the small ones a long archive would have more than a context may.
 SOURCE_BYTES = 16 * 1024
 SOURCES = 500
+
+
+def slow_context() -> bytes:
+    """A small context whose step after the changing layer takes five seconds. Raises MeasurementError."""
+    return small_context(SLOW)
 
 
 def working_context() -> bytes:
