@@ -36,9 +36,7 @@ def measure() -> Result:
     small_context()
     with running_stack() as stack:
         if stack.containers.off:
-            return unmeasured(
-                [ALONE_NAME, CACHED_NAME, CROWD_NAME, WORK_NAME], f"container builds are off: {stack.containers.off}"
-            )
+            return unmeasured(NAMES, f"container builds are off: {stack.containers.off}")
         with ContainerBuilds(stack) as kiln, PlainContainers(stack) as plain:
             _warm_up(kiln, plain)
             through_kiln, without = by_turns(kiln, plain, ROUNDS, SECONDS)
