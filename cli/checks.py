@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from kiln.errors import KilnError, ToolMissingError, UnavailableError
-from kiln.settings import Settings
+from kiln.settings import Settings, SettingsError
 
 # Below Linux's range for outgoing connections, which would take a free port away again.
 FREE_PORTS = range(12000, 32000)
@@ -79,3 +79,12 @@ def _problem(host: str, port: int) -> str:
 
 def _in_use(error: OSError) -> bool:
     return error.errno == errno.EADDRINUSE
+
+
+def check_objects(settings: Settings) -> None:
+    """Raises SettingsError if the contexts are to go to AWS, whose credentials the parts of this stack do not have."""
+    if settings.simulated and settings.objects.startswith("s3://") and not settings.s3_endpoint:
+        raise SettingsError(
+            "KILN_OBJECTS: beside a simulated EC2 the stack's parts have no AWS credentials; "
+            "set KILN_S3_ENDPOINT to an S3 on this host, or KILN_EC2=aws"
+        )

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from cli.checks import check_answers, check_packer, check_ports
+from cli.checks import check_answers, check_objects, check_packer, check_ports
 from cli.engines import ContainerPlan, plan_containers
 from cli.home import FirstKey, check_home_is_free, first_key, locked_home, open_catalog, prepare_home, secret_key
 from cli.parts import ALL_ROLES, PartFactory, TemporalPlace, configured_temporal, outside_ec2
@@ -137,6 +137,7 @@ class LocalStack:
         if self.settings.secret_key:
             Sealer(self.settings.secret_key)
         check_home_is_free(self.settings)
+        check_objects(self.settings)
         if WORKER in self._wanted and any("packer" in roles for roles in self._workers):
             check_packer(self.settings)
         check_ports(self._ports())

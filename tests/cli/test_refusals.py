@@ -50,6 +50,13 @@ def test_every_port_is_checked_before_anything_starts(tmp_path: Path, taken_port
         stack.check()
 
 
+def test_contexts_do_not_go_to_aws_beside_a_simulated_ec2(tmp_path: Path) -> None:
+    """The parts have no credentials for it; an S3 that needs none may be named."""
+    line = refused(tmp_path / "home", KILN_OBJECTS="s3://contexts/kiln")
+    assert line.startswith("kiln: KILN_OBJECTS: beside a simulated EC2")
+    assert not (tmp_path / "home").exists()
+
+
 def test_ports_must_differ(tmp_path: Path) -> None:
     """Both settings are named."""
     (port,) = free_ports(1)
