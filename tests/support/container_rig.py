@@ -102,7 +102,9 @@ class ContainerRig:
     def tags(self, repository: str) -> list[str]:
         """What the registry itself says, by its files."""
         folder = self.repositories / repository / "_manifests" / "tags"
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        # The registry makes a tag's folder and file first, and then writes the digest into it.
+        return sorted(name for name in names if self.digest_of(repository, name))
 
     def revisions(self, repository: str) -> list[str]:
         """The manifests that the registry has in a repository."""
@@ -121,7 +123,9 @@ class ContainerRig:
         return [path for path in folder.rglob("*") if path.is_file()]
 
     def digest_of(self, repository: str, tag: str) -> str:
-        return (self.repositories / repository / "_manifests" / "tags" / tag / "current" / "link").read_text().strip()
+        """What a tag points at; nothing while the registry has not said so."""
+        link = self.repositories / repository / "_manifests" / "tags" / tag / "current" / "link"
+        return link.read_text().strip() if link.exists() else ""
 
 
 def client_of(stack: LocalStack, key: str) -> httpx.Client:
