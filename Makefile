@@ -1,7 +1,7 @@
 # make demo            the main job, once, on a stack of its own      make demo ARGS=--container
 # make up              the stack in the foreground until Ctrl-C
 # make test            the tests, within 12 minutes on two cores       make test ARGS='-k cancel'
-# make test-long       those that take minutes each: faults and isolation of container builds
+# make test-long       those that take minutes: faults and isolation of container builds, agents in containers
 # make check           format, lint, types, layers
 # Each does the set-up that is missing; a second time there is none to do.
 
@@ -13,7 +13,7 @@ PACKAGES_READY := $(VENV)/.ready-packages
 KILN_READY := $(VENV)/.ready-kiln
 ARGS ?=
 # Most tests wait for processes rather than compute; a file's tests share what they start, and stay together.
-JOBS ?= 3
+JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help

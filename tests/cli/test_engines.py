@@ -156,7 +156,8 @@ class TestLimits:
     def test_a_fork_bomb_stays_within_its_limit(self, engine: EngineProcess, tmp_path: Path) -> None:
         """The engine answers beside it, and it ends with the build's client."""
         with engine.started(tmp_path / "c", "RUN bomb() { bomb | bomb & busybox sleep 9; }; bomb; busybox sleep 60"):
-            assert eventually(lambda: engine.builds_cgroup("pids.current") >= PROCESSES - 5, 20)
+            # At the limit forks fail and shells give up, so the number goes up and down below it.
+            assert eventually(lambda: engine.builds_cgroup("pids.current") >= PROCESSES // 2, 30)
             assert engine.answers
             assert engine.builds_cgroup("pids.current") <= PROCESSES
         assert eventually(lambda: engine.builds_cgroup("pids.current") == 0, 20)

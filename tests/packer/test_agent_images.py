@@ -10,7 +10,7 @@ from cli.docker_engine import container_network
 from packer.npm_registry import NpmRegistry, npm_registry
 from packer.tools import AGENT_COMMANDS, SCRIPTS, UPLOAD_FOLDER, Engine, Packer, ca_bundle
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 # Versions that are not the latest, so that a pin that is not heeded shows.
 PINNED = {"claude-code": "2.1.328", "codex": "0.166.0", "gemini": "0.60.0"}

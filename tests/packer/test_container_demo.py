@@ -67,6 +67,7 @@ def shown(
 
 
 @pytest.mark.docker
+@pytest.mark.long
 class TestDemo:
     def test_it_ends_well(self, shown: subprocess.CompletedProcess[str]) -> None:
         """Exit code 0, on a base image without anything in it."""
