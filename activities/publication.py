@@ -103,20 +103,25 @@ class PublicationActivities:
         return CleanupReport(removed=tuple(sorted(removed)))
 
     def _unstage(self, build_id: str) -> set[str]:
-        """Deletes every staged manifest; returns their names."""
+        """Deletes every staged manifest, and tags that have none; returns their names."""
         repository, removed = staging_repository(build_id), set[str]()
         for _ in range(PASSES):
             tags = self._registry.tags(repository)
             if not tags:
                 return removed
             for tag in tags:
-                staged = self._registry.manifest(repository, tag)
-                if staged is not None:
-                    for each in reversed(tree(self._registry, repository, staged)):
-                        self._registry.delete(repository, each.digest)
-                    removed.add(f"{repository}:{tag}")
+                self._delete(repository, tag)
+                removed.add(f"{repository}:{tag}")
             time.sleep(0.05)
         raise LeftoversError(f"still there: {repository}")
+
+    def _delete(self, repository: str, tag: str) -> None:
+        staged = self._registry.manifest(repository, tag)
+        if staged is None:
+            self._registry.untag(repository, tag)  # a registry that died while it wrote the tag still lists it
+            return
+        for each in reversed(tree(self._registry, repository, staged)):
+            self._registry.delete(repository, each.digest)
 
 
 def _refused(problem: str) -> VerificationFailedError:

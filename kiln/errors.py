@@ -7,7 +7,10 @@ KilnError
 │   └── ImageNotFoundError
 ├── ConflictError
 │   ├── ImageBuildingError
+│   ├── RefusedError           of an organization's image or machine, with the contract's own code
 │   └── IdempotencyKeyReusedError
+├── OperationOverError         a machine's operation is closed already, or another took its place
+├── OperationFailedError       a machine's operation cannot be carried out
 ├── ToolMissingError
 ├── UnavailableError           a part that Kiln needs does not answer
 └── BuildError                 why a build ended, or an attempt of it
@@ -29,7 +32,7 @@ KilnError
 from datetime import timedelta
 from typing import ClassVar
 
-from kiln.models import ErrorCode
+from kiln.models import ClientCode, ErrorCode
 
 
 class KilnError(Exception):
@@ -69,8 +72,31 @@ class ImageBuildingError(ConflictError):
     """The image is still being built."""
 
 
+class RefusedError(ConflictError):
+    """An organization's image or machine is in a state that forbids the request. `code` None: the contract has none of
+    its own for it."""
+
+    retryable = False
+
+    def __init__(self, message: str, code: ClientCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class IdempotencyKeyReusedError(ConflictError):
     """The same idempotency key came with another body."""
+
+
+class OperationOverError(KilnError):
+    """A machine's operation is closed already, or another took its place; nothing is to be done."""
+
+    retryable = False
+
+
+class OperationFailedError(KilnError):
+    """A machine's operation cannot be carried out; the message is for the machine's users."""
+
+    retryable = False
 
 
 class ToolMissingError(KilnError):

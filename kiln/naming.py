@@ -7,6 +7,7 @@ BUILD_WORKFLOW_ID_PREFIX: Final = "build-"
 CONTROL_QUEUE: Final = "kiln.control"
 PACKER_QUEUE: Final = "kiln.packer"
 TRANSFER_QUEUE: Final = "kiln.transfer"
+MACHINES_QUEUE: Final = "kiln.machines"
 PLATFORMS: Final = ("linux/amd64", "linux/arm64", "linux/arm/v7")
 STAGING_OWNER: Final = "kiln-staging"
 KEEP_HOUSE_WORKFLOW_ID: Final = "keep-house"
@@ -14,9 +15,14 @@ KEEP_HOUSE_WORKFLOW_ID: Final = "keep-house"
 INSTALLATION_TAG: Final = "kiln:installation"
 BUILD_TAG: Final = "kiln:build-id"
 ATTEMPT_TAG: Final = "kiln:attempt"
+MACHINE_TAG: Final = "kiln:machine-id"
+LAUNCH_TAG: Final = "kiln:machine-launch"
+NAME_TAG: Final = "Name"
 RESERVED_TAG_PREFIXES: Final = ("kiln:", "aws:")
 
 DEFAULT_TEMPLATE: Final = "builtin://default-ec2"
+# The template of images made from a list of software: Kiln's own use, and no request's to name.
+WORKSTATION_TEMPLATE: Final = "kiln://workstation"
 # Template variables that Kiln sets and nobody else: names, tags and places that the cleanup relies on.
 RESERVED_VARIABLE_PREFIX: Final = "kiln_"
 
@@ -32,6 +38,21 @@ def build_workflow_id(build_id: str) -> str:
 def delete_workflow_id(image_id: str) -> str:
     """The id of the workflow that deletes an image, by the catalog's id of that image."""
     return f"delete-{image_id}"
+
+
+def operation_workflow_id(machine_id: int, number: int) -> str:
+    """The id of the workflow that carries out a machine's operation of this number."""
+    return f"machine-{machine_id}-{number}"
+
+
+def launch_token(installation: str, machine_id: int, number: int) -> str:
+    """EC2's ClientToken of an operation's RunInstances, at most 64 characters: repeated, it launches nothing more."""
+    return f"{installation}-{machine_id}-{number}"
+
+
+def machine_tags(installation: str, machine_id: int) -> dict[str, str]:
+    """The tags of a machine's instance. Without `LAUNCH_TAG` it is one that Kiln took in and did not launch."""
+    return {INSTALLATION_TAG: installation, MACHINE_TAG: str(machine_id)}
 
 
 def container_queue(platform: str) -> str:

@@ -101,8 +101,8 @@ class KilnRegistry:
             self._put_manifest(repository, self._needed(repository, digest), tag)
 
     def untag(self, repository: str, tag: str) -> None:
-        """A tag that somebody sets at the same moment may go, too."""
-        if self._digest(repository, tag) is None:
+        """A tag that somebody sets at the same moment may go, too. One that is only listed goes as any other."""
+        if self._digest(repository, tag) is None and tag not in self.tags(repository):
             return
         with self._call("DELETE", manifest_path(repository, tag), _change(repository)) as answer:
             unsupported = answer.status_code in _TAG_NOT_DELETABLE

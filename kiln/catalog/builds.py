@@ -22,6 +22,7 @@ from kiln.models import (
     ContainerBuildSpec,
     MachineBuildSpec,
     RegistrationSpec,
+    SnapshotSpec,
 )
 from kiln.ports import ContextFacts, ImageFacts
 
@@ -115,7 +116,7 @@ def _row(new: NewBuild) -> Build:
 
 
 def _place(spec: BuildSpec) -> dict[str, Any]:
-    if isinstance(spec, MachineBuildSpec):
+    if isinstance(spec, MachineBuildSpec | SnapshotSpec):
         return {"region": spec.region}
     return {"repository": spec.target.repository, "tag": spec.target.tag}
 

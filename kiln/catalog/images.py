@@ -47,7 +47,7 @@ def insert_ami(tx: Session, build: Build, ami: Ami, built: BuiltImage, *, simula
         account=built.account,
         region=built.region,
         platform=build.platform,
-        provider=build.spec["provider"],
+        provider=build.spec.get("provider", ""),
         size_bytes=ami.size_gib * GIB,
         snapshot_ids=list(ami.snapshot_ids),
         kept_snapshot_ids=[],

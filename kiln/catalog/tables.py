@@ -80,6 +80,18 @@ class ApiKey(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
+    # `plain` is sent as it is; of an `hmac` key only the id is ever sent, and its secret is sealed (kiln/sealing.py).
+    kind: Mapped[str] = mapped_column(SHORT, default="plain")
+    sealed_secret: Mapped[bytes | None] = mapped_column(LargeBinary)
+
+
+class Nonce(Base):
+    """A signed request that was let in: the SHA-256 of its key's id and nonce, until its timestamp can no longer pass."""
+
+    __tablename__ = "nonces"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    until: Mapped[datetime] = mapped_column(index=True)
 
 
 class Build(Base):
@@ -232,6 +244,104 @@ class Image(Base):
     repository: Mapped[str | None] = mapped_column(SHORT)
     digest: Mapped[str | None] = mapped_column(SHORT)
     platforms: Mapped[list[str] | None]
+
+
+class Template(Base):
+    """An organization's image: an AMI made from one of its machines, or from a list of software.
+
+    Its status is its build's, and its AMI's once there is one. `name_key` is the name case-folded, to search in;
+    `software` a list of `{"id", "name", "size"}`; `machine_id` the machine that it was made from.
+    """
+
+    __tablename__ = "templates"
+    __table_args__ = (
+        Index(
+            "ix_templates_page",
+            "organization_id",
+            "id",
+            "name_key",
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(SHORT)
+    name_key: Mapped[str] = mapped_column(SHORT)
+    region: Mapped[str] = mapped_column(SHORT)
+    size_gb: Mapped[int]
+    source: Mapped[str] = mapped_column(SHORT)
+    software: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    build_id: Mapped[str] = mapped_column(ForeignKey("builds.id"), unique=True)
+    machine_id: Mapped[int | None]
+    created_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+
+
+class Machine(Base):
+    """A machine of an organization: a name and an id that stay, over EC2 instances that come and go.
+
+    `ec2_state` is EC2's own word for `instance_id` as it was at `state_at`. Each assignment of an image counts
+    `assignment` up; the instance carries out the one numbered `built_assignment`, so that a machine awaits an image while
+    the two differ. While an operation is open, `operation` says which, and `next_instance_id` is what it has launched;
+    `launching_template_id` and `launching_assignment` are what it launches from, whatever is assigned meanwhile.
+    `imaging_build_id` is the last build that made an image of this machine.
+    """
+
+    __tablename__ = "machines"
+    __table_args__ = (
+        UniqueConstraint("account", "region", "instance_id"),
+        Index("ix_machines_page", "organization_id", "id"),
+        Index("ix_machines_operation", "operation", "operation_at"),
+        Index("ix_machines_template", "template_id"),
+        Index("ix_machines_launching", "launching_template_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(SHORT)
+    name_key: Mapped[str] = mapped_column(SHORT)
+    region: Mapped[str] = mapped_column(SHORT)
+    instance_type: Mapped[str] = mapped_column(SHORT)
+    disk_gib: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    account: Mapped[str | None] = mapped_column(SHORT)
+    simulated: Mapped[bool]
+    instance_id: Mapped[str | None] = mapped_column(SHORT)
+    ec2_state: Mapped[str | None] = mapped_column(SHORT)
+    state_at: Mapped[datetime | None]
+    placement: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    tags: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    base_image_id: Mapped[int | None]
+    template_id: Mapped[int | None] = mapped_column(ForeignKey("templates.id"))
+    assignment: Mapped[int] = mapped_column(default=0)
+    built_assignment: Mapped[int] = mapped_column(default=0)
+    operation: Mapped[str | None] = mapped_column(SHORT)
+    operation_number: Mapped[int] = mapped_column(default=0)
+    operation_at: Mapped[datetime | None]
+    operation_run: Mapped[str | None] = mapped_column(SHORT)
+    operation_forced: Mapped[bool] = mapped_column(default=False)
+    operation_error: Mapped[str | None]
+    launching_template_id: Mapped[int | None] = mapped_column(ForeignKey("templates.id"))
+    launching_assignment: Mapped[int | None]
+    next_instance_id: Mapped[str | None] = mapped_column(SHORT)
+    imaging_build_id: Mapped[str | None] = mapped_column(ForeignKey("builds.id"))
+
+
+class RetiredInstance(Base):
+    """An instance that no machine has any more, or never came to have: it is to be terminated. Gone from here, it is."""
+
+    __tablename__ = "retired_instances"
+
+    region: Mapped[str] = mapped_column(SHORT, primary_key=True)
+    instance_id: Mapped[str] = mapped_column(SHORT, primary_key=True)
+    account: Mapped[str] = mapped_column(SHORT)
+    machine_id: Mapped[int] = mapped_column(index=True)
+    retired_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):

@@ -15,12 +15,13 @@ from kiln.models import (
     ContainerBuildSpec,
     ImageRef,
     MachineBuildSpec,
+    SnapshotSpec,
     TransferSpec,
 )
 from kiln.ports.cloud import Ami
 from kiln.ports.facts import ContextFacts, ImageFacts
 
-S = TypeVar("S", MachineBuildSpec, ContainerBuildSpec, TransferSpec)
+S = TypeVar("S", MachineBuildSpec, ContainerBuildSpec, TransferSpec, SnapshotSpec)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Order:
     def transfer(self) -> TransferSpec:
         """The spec of a transfer; any other kind is a fault of the caller's."""
         return _spec_of(self, TransferSpec)
+
+    @property
+    def snapshot(self) -> SnapshotSpec:
+        """The spec of an image of a machine; any other kind is a fault of the caller's."""
+        return _spec_of(self, SnapshotSpec)
+
+    @property
+    def region(self) -> str:
+        """Where the AMI is made, for the kinds that make one."""
+        return self.snapshot.region if isinstance(self.spec, SnapshotSpec) else self.machine.region
 
 
 def _spec_of(order: Order, kind: type[S]) -> S:

@@ -5,8 +5,10 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -17,7 +19,7 @@ from kiln.errors import SourceUnavailableError, UnavailableError
 from kiln.registry_tokens import RegistryTokens, make_key_file
 from support.oci_images import Made, Pusher, digest, image, index, layer
 from support.ports import free_ports
-from support.registry import running_registry, without_mounts
+from support.registry import half_write, running_registry, without_mounts
 
 REALM = "http://127.0.0.1:9/registry/token"
 MISSING = f"sha256:{'0' * 64}"
@@ -32,8 +34,14 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory, key_file: Path) -> Iterator[str]:
-    with running_registry(tmp_path_factory.mktemp("registry"), key_file, REALM) as host:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the registry keeps its data."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture(scope="module")
+def host(folder: Path, key_file: Path) -> Iterator[str]:
+    with running_registry(folder, key_file, REALM) as host:
         yield host
 
 
@@ -72,7 +80,9 @@ def has_whole(registry: KilnRegistry, pusher: Pusher, repository: str, made: Mad
 
 
 def test_the_registry_takes_kilns_tokens(registry: KilnRegistry) -> None:
-    """A token that Kiln signs itself opens the registry."""
+    """A token that Kiln signs itself opens the registry, which is closed without one."""
+    with httpx.Client(trust_env=False) as stranger:
+        assert stranger.get(f"http://{registry.host}/v2/").status_code == HTTPStatus.UNAUTHORIZED
     registry.ping()
 
 
@@ -207,6 +217,17 @@ def test_an_untagged_name_is_free_again(registry: KilnRegistry, pusher: Pusher) 
         assert registry.manifest("acme/again", "v1") is None
         registry.tag("acme/again", made.digest, "v1")
     assert registry.tags("acme/again") == ["v1"]
+
+
+def test_a_half_written_tag_goes_alone(registry: KilnRegistry, pusher: Pusher, folder: Path) -> None:
+    """A tag that is listed and has no manifest is taken away as any other; a second time is harmless."""
+    made = pusher.push("acme/halved", image("whole"), "v1")
+    half_write(folder, "acme/halved", "v2")
+    assert (sorted(registry.tags("acme/halved")), registry.manifest("acme/halved", "v2")) == (["v1", "v2"], None)
+    registry.untag("acme/halved", "v2")
+    registry.untag("acme/halved", "v2")
+    assert registry.tags("acme/halved") == ["v1"]
+    assert has_whole(registry, pusher, "acme/halved", made)
 
 
 def test_deleting_a_digest_takes_its_tags(registry: KilnRegistry, pusher: Pusher) -> None:

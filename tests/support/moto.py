@@ -1,26 +1,21 @@
 """Simulated EC2 for tests: `moto_server` as a process of its own, and its state as EC2 itself tells it."""
 
-import os
 import re
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
 
 import boto3
 from botocore.config import Config
 from mypy_boto3_ec2 import EC2Client
 from mypy_boto3_ec2.type_defs import FilterTypeDef
 
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
-POLL_SECONDS = 0.05
-STARTED = re.compile(rb"Running on (http://127\.0\.0\.1:\d+)")
+from support.servers import running_server
+
+STARTED = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
 REGION = "us-east-1"
 DUMMY_KEY = "testing"
 
@@ -95,7 +90,6 @@ class MotoServer:
     """A running `moto_server`."""
 
     url: str
-    pid: int
 
     def account(self, region: str = REGION) -> Account:
         return Account(self.url, region)
@@ -103,40 +97,7 @@ class MotoServer:
 
 @contextmanager
 def running_moto() -> Iterator[MotoServer]:
-    """Run `moto_server` on a free loopback port until the block's end.
-
-    Raises RuntimeError with its output if it ends at once, TimeoutError if it doesn't answer in time.
-    """
-    with tempfile.TemporaryFile() as output:
-        process = _start(output)
-        try:
-            yield MotoServer(_url_of(process, output), process.pid)
-        finally:
-            _stop(process)
-
-
-def _start(output: BinaryIO) -> subprocess.Popen[bytes]:
+    """Run `moto_server` on a free loopback port until the block's end. Raises as `running_server`."""
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", "0"]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-
-
-def _url_of(process: subprocess.Popen[bytes], output: BinaryIO) -> str:
-    """The address it prints once it listens."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        printed = os.pread(output.fileno(), 65536, 0)
-        if started := STARTED.search(printed):
-            return started.group(1).decode()
-        if process.poll() is not None:
-            raise RuntimeError(f"moto_server ended: {printed.decode(errors='replace')}")
-        time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"moto_server doesn't answer within {START_SECONDS} s")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile() as output, running_server(command, STARTED, output) as url:
+        yield MotoServer(url)

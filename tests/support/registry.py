@@ -2,9 +2,7 @@
 
 import json
 import re
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +11,8 @@ from pathlib import Path
 import httpx
 
 from kiln.registry_tokens import ISSUER, SERVICE, write_certificate
+from support.servers import POLL_SECONDS, running_server
 
-START_SECONDS = 20.0
-STOP_SECONDS = 10.0
-POLL_SECONDS = 0.02
 LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 PROXY_SECONDS = 10.0
 
@@ -29,13 +25,9 @@ def running_registry(folder: Path, key_file: Path | None = None, realm: str = ""
     """
     config = folder / "config.yml"
     config.write_text(json.dumps(_config(folder, key_file, realm)), encoding="utf-8")  # JSON is YAML, too
-    with (folder / "registry.log").open("wb") as output:
-        command = ["docker-registry", "serve", str(config)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield _host_of(process, folder / "registry.log")
-    finally:
-        _stop(process)
+    command = ["docker-registry", "serve", str(config)]
+    with (folder / "registry.log").open("w+b") as output, running_server(command, LISTENING, output) as host:
+        yield host
 
 
 def _config(folder: Path, key_file: Path | None, realm: str) -> dict[str, object]:
@@ -52,25 +44,10 @@ def _config(folder: Path, key_file: Path | None, realm: str) -> dict[str, object
     return config
 
 
-def _host_of(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        printed = log.read_text(errors="replace")
-        if started := LISTENING.search(printed):
-            return started[1]
-        if process.poll() is not None:
-            raise RuntimeError(f"docker-registry ended: {printed}")
-        time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"docker-registry does not listen within {START_SECONDS} s")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def half_write(folder: Path, repository: str, tag: str) -> None:
+    """What a registry leaves that dies while it writes a tag: its history is begun, and it points nowhere yet."""
+    tags = folder / "data/docker/registry/v2/repositories" / repository / "_manifests/tags"
+    (tags / tag / "index").mkdir(parents=True)
 
 
 @contextmanager

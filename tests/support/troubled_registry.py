@@ -15,7 +15,7 @@ from kiln.errors import UnavailableError
 from kiln.ports import ImageFacts, Manifest
 from kiln.registry_tokens import make_key_file
 from support.harness import PATIENCE_SECONDS
-from support.registry import running_registry
+from support.registry import half_write, running_registry
 
 REALM = "http://127.0.0.1:9/registry/token"
 
@@ -43,6 +43,10 @@ class RegistrySite:
         """The digests of all manifests of a repository, tagged or not; `*` stands for any name."""
         links = f"data/docker/registry/v2/repositories/{repository}/_manifests/revisions/*/*/link"
         return [link.parent.name for link in self._folder.glob(links)]
+
+    def half_write(self, repository: str, tag: str) -> None:
+        """What its death leaves while it writes a tag."""
+        half_write(self._folder, repository, tag)
 
     def lose_blob(self, digest: str) -> None:
         """What a damaged disk does."""

@@ -11,7 +11,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog.session import Catalog
+from support.container_harness import ContainerHarness
 from support.harness import Harness, copied_catalog, register_search_attributes
+from support.troubled_registry import RegistrySite, registry_site
 from workflows.start import SEARCH_ATTRIBUTES
 
 
@@ -43,6 +45,23 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kiln(environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path) -> Iterator[Harness]:
     """A Kiln without workers: a test starts those that it needs."""
     harness = Harness(environment.client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=True)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrySite]:
+    with registry_site(tmp_path_factory.mktemp("registry")) as site:
+        yield site
+
+
+@pytest.fixture
+def container_kiln(
+    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, site: RegistrySite
+) -> Iterator[ContainerHarness]:
+    """A Kiln for container images, whose registry the tests of one file share."""
+    catalog = copied_catalog(migrated_file, tmp_path)
+    harness = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
     yield harness
     harness.close()
 

@@ -1,38 +1,21 @@
 """A container build's life from its workflow's start to its record, and that of a transfer."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from temporalio.testing import WorkflowEnvironment
 
 from kiln.models import BuildStatus
 from support.container_harness import ContainerHarness
 from support.container_rows import known_tag, published, target
 from support.container_tools import ContainerRun, hangs, makes, pushes_and_hangs
-from support.harness import copied_catalog
 from support.histories import SECRET
 from support.oci_images import image, index
 from support.rows import add_organization
-from support.troubled_registry import RegistrySite, registry_site
 from workflows.build_image import STATUS_ATTRIBUTE
 from workflows.start import IMAGE_ATTRIBUTE, KIND_ATTRIBUTE
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrySite]:
-    with registry_site(tmp_path_factory.mktemp("registry")) as site:
-        yield site
-
-
 @pytest.fixture
-def kiln(
-    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, site: RegistrySite
-) -> Iterator[ContainerHarness]:
-    catalog = copied_catalog(migrated_file, tmp_path)
-    kiln = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
-    yield kiln
-    kiln.close()
+def kiln(container_kiln: ContainerHarness) -> ContainerHarness:
+    return container_kiln
 
 
 async def end_of_transfer(kiln: ContainerHarness, build: str) -> None:

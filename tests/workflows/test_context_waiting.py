@@ -1,12 +1,9 @@
 """Builds that wait for their context: what ends the wait, and contexts that nobody waits for."""
 
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog import contexts
 from kiln.models import BuildEnd, BuildStatus, ErrorCode, Failure, HouseTerms
@@ -14,10 +11,8 @@ from kiln.naming import context_key
 from kiln.ports import ContextFacts
 from support.archives import archive
 from support.container_harness import ContainerHarness
-from support.harness import copied_catalog
 from support.histories import SECRET
 from support.rows import make_older, request_cancel, rewrite
-from support.troubled_registry import RegistrySite, registry_site
 from workflows.build_image import STATUS_ATTRIBUTE
 from workflows.dispatch import API_PATIENCE, Dispatcher
 
@@ -26,20 +21,9 @@ HOUR = timedelta(hours=1)
 CACHES = pytest.mark.parametrize("cached", [100, 0], ids=["cached", "evicted"])
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrySite]:
-    with registry_site(tmp_path_factory.mktemp("registry")) as site:
-        yield site
-
-
 @pytest.fixture
-def kiln(
-    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, site: RegistrySite
-) -> Iterator[ContainerHarness]:
-    catalog = copied_catalog(migrated_file, tmp_path)
-    kiln = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
-    yield kiln
-    kiln.close()
+def kiln(container_kiln: ContainerHarness) -> ContainerHarness:
+    return container_kiln
 
 
 async def waiting(kiln: ContainerHarness) -> str:

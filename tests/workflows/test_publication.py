@@ -1,38 +1,24 @@
 """The publication of a container image, between the catalog's commit and the registry's tag."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
-from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog.builds import shown_status
 from kiln.models import BuildStatus
 from kiln.naming import staging_repository
 from support.container_harness import ContainerHarness
 from support.container_tools import ContainerRun, makes
-from support.harness import copied_catalog
 from support.histories import SECRET
 from support.oci_images import image
 from support.rows import request_cancel
-from support.troubled_registry import Hold, RegistrySite, registry_site
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistrySite]:
-    with registry_site(tmp_path_factory.mktemp("registry")) as site:
-        yield site
+from support.troubled_registry import Hold, RegistrySite
 
 
 @pytest.fixture
-def kiln(
-    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, site: RegistrySite
-) -> Iterator[ContainerHarness]:
-    catalog = copied_catalog(migrated_file, tmp_path)
-    kiln = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
-    yield kiln
-    kiln.close()
+def kiln(container_kiln: ContainerHarness) -> ContainerHarness:
+    return container_kiln
 
 
 @asynccontextmanager
@@ -185,6 +171,23 @@ async def is_closed(kiln: ContainerHarness, build: str) -> bool:
 
 async def is_cleaned(kiln: ContainerHarness, build: str) -> bool:
     return kiln.row(build).cleaned_at is not None
+
+
+class TestCleanup:
+    async def test_a_half_written_tag_goes_too(self, kiln: ContainerHarness, site: RegistrySite) -> None:
+        """A staged tag that the registry lists without a manifest does not hold up the build's end."""
+
+        async def fails_after_a_push(run: ContainerRun) -> int:
+            await run.pushes()
+            site.half_write(staging_repository(build), "attempt-0")
+            return 1
+
+        kiln.tools.script = fails_after_a_push
+        build = kiln.order()
+        async with kiln.workers():
+            await kiln.start(build)
+            assert (await kiln.failure(build)).type == "tool_failed"
+        is_not_published(kiln, build)
 
 
 class TestTwoAtOnce:
