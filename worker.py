@@ -86,7 +86,7 @@ def _dispatcher(adapters: Adapters, client: Client) -> Dispatcher:
     settings = adapters.settings
     rounds = max(1, round(settings.sweep_seconds / settings.house_seconds))
     terms = HouseTerms(pause_seconds=settings.house_seconds, rounds_a_sweep=rounds)
-    return Dispatcher(adapters.ledger, client, terms, adapters.registry)
+    return Dispatcher(adapters.ledger, client, terms, adapters.registry, adapters.machines)
 
 
 def _presence(adapters: Adapters, roles: Sequence[str], settings: Settings) -> Presence:

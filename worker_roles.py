@@ -22,10 +22,13 @@ from activities.context import ContextActivities
 from activities.deletion import DeletionActivities
 from activities.house import HouseActivities
 from activities.interceptor import ErrorInterceptor
+from activities.machine_house import MachineHouse
+from activities.machines import MachineActivities, MachineParts
 from activities.packer import PackerActivities
 from activities.packer_attempt import PackerParts, PackerTerms
 from activities.publication import PublicationActivities
 from activities.record import RecordActivities
+from activities.snapshot import SnapshotActivities, SnapshotParts
 from activities.verify import VerifyActivities
 from kiln.adapters.buildx import BuildxPlace, BuildxRuns, buildx_program
 from kiln.adapters.contexts import StoredContexts, open_contexts
@@ -36,13 +39,15 @@ from kiln.adapters.packer import PackerPlace, PackerRuns
 from kiln.adapters.registry import KilnRegistry
 from kiln.adapters.registry_public import AnonymousRegistries
 from kiln.adapters.skopeo import SkopeoPlace, SkopeoRuns
+from kiln.adapters.software import SoftwareCatalogue
 from kiln.adapters.templates import Templates
 from kiln.adapters.toolbox import GuardedToolbox
 from kiln.catalog.ledger import CatalogLedger
+from kiln.catalog.machine_ledger import CatalogMachineLedger
 from kiln.catalog.session import Catalog
 from kiln.errors import ToolMissingError
 from kiln.models import Claim
-from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
+from kiln.naming import CONTROL_QUEUE, MACHINES_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
 from kiln.ports import Order
 from kiln.registry_tokens import BuildCredentials, RegistryTokens
 from kiln.sealing import Sealer
@@ -51,6 +56,8 @@ from workflows.runner import WORKFLOWS, workflow_runner
 
 ROLES = ("control", "packer", "container", "transfer")
 CONTROL_SLOTS = 20
+# Images and launches of machines are waited for, not computed.
+MACHINE_SLOTS = 200
 # A cancel reaches an activity with the answer to a heartbeat: the SDK may hold those back for so long, no longer.
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
 # Builds outlast any shutdown: they are interrupted soon, and taken up by another worker.
@@ -67,6 +74,8 @@ class Adapters:
     name: str
     catalog: Catalog
     ledger: CatalogLedger
+    machines: CatalogMachineLedger
+    shelf: SoftwareCatalogue
     cloud: Ec2Cloud
     logs: StoreLogBook
     registry: KilnRegistry
@@ -79,6 +88,7 @@ class Adapters:
 def open_adapters(settings: Settings) -> Iterator[Adapters]:
     """The adapters, closed at the end of the block. Raises KilnError with one line that names what is wrong."""
     sealer = Sealer(settings.secret_key)
+    shelf = SoftwareCatalogue.load(PROJECT_ROOT / "packer" / "software.yaml")
     catalog = Catalog(settings.catalog_dsn)
     catalog.migrate()
     terms = Claim(
@@ -95,6 +105,8 @@ def open_adapters(settings: Settings) -> Iterator[Adapters]:
             name=name,
             catalog=catalog,
             ledger=CatalogLedger(catalog, sealer, terms),
+            machines=CatalogMachineLedger(catalog),
+            shelf=shelf,
             cloud=cloud,
             logs=logs,
             registry=registry,
@@ -125,7 +137,7 @@ def workers_of(role: str, adapters: Adapters, client: Client, pool: ThreadPoolEx
     """The Temporal workers of a role. Raises ToolMissingError."""
     match role:
         case "control":
-            return [control_worker(adapters, client, pool)]
+            return [control_worker(adapters, client, pool), machine_worker(adapters, client)]
         case "packer":
             return [packer_worker(adapters, client)]
         case "container":
@@ -138,7 +150,7 @@ def queues_of(role: str, settings: Settings) -> tuple[str, ...]:
     """The task queues that a role serves."""
     match role:
         case "control":
-            return (CONTROL_QUEUE,)
+            return (CONTROL_QUEUE, MACHINES_QUEUE)
         case "packer":
             return (PACKER_QUEUE,)
         case "container":
@@ -186,7 +198,19 @@ def _light_activities(adapters: Adapters, client: Client) -> list[Callable[..., 
         contexts=adapters.contexts,
         sweep_grace=timedelta(seconds=adapters.settings.sweep_grace_seconds),
     )
+    machine_house = MachineHouse(
+        ledger=adapters.machines,
+        cloud=cloud,
+        client=client,
+        regions=adapters.settings.regions,
+        settle=adapters.settings.settle,
+        grace=timedelta(seconds=adapters.settings.sweep_grace_seconds),
+    )
     return [
+        machine_house.observe,
+        machine_house.find_lost_operations,
+        machine_house.end_retired,
+        machine_house.sweep,
         record.claim,
         record.note_cancel,
         record.record_end,
@@ -200,6 +224,50 @@ def _light_activities(adapters: Adapters, client: Client) -> list[Callable[..., 
         house.observe_images,
         house.sweep,
     ]
+
+
+def machine_worker(adapters: Adapters, client: Client) -> Worker:
+    """What EC2 does to machines, and images of them."""
+    settings = adapters.settings
+    steps = MachineActivities(
+        MachineParts(
+            ledger=adapters.machines,
+            cloud=adapters.cloud,
+            shelf=adapters.shelf,
+            capacity_delay=timedelta(seconds=settings.capacity_delay_seconds),
+        )
+    )
+    grace = timedelta(seconds=settings.cancel_grace_seconds)
+    snapshots = SnapshotActivities(
+        SnapshotParts(
+            ledger=adapters.ledger,
+            logs=adapters.logs,
+            terms=AttemptTerms(limit=settings.snapshot_timeout, lease=settings.lease, grace=grace),
+            holder=adapters.name,
+            client=client,
+            cloud=adapters.cloud,
+            machines=adapters.cloud,
+            name_prefix=settings.ami_name_prefix,
+        )
+    )
+    return Worker(
+        client,
+        task_queue=MACHINES_QUEUE,
+        activities=[
+            steps.claim,
+            steps.find_source,
+            steps.launch,
+            steps.adopt,
+            steps.power,
+            steps.abandon,
+            steps.end_retired,
+            snapshots.build,
+        ],
+        max_concurrent_activities=MACHINE_SLOTS,
+        interceptors=[ErrorInterceptor()],
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+    )
 
 
 def packer_worker(adapters: Adapters, client: Client) -> Worker:

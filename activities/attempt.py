@@ -1,31 +1,26 @@
-"""One attempt of a builder, whatever its tool: hold the build, run the tool, and leave no doubt about what became of it."""
+"""One attempt of a builder, whatever it builds with: hold the build, and leave no doubt about what became of it."""
 
 import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Generic, TypeVar
 
-from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.heartbeat import Lease, beating
+from activities.heartbeat import Lease, staying_alive
 from kiln.errors import (
-    AttemptLostError,
-    BuildError,
     BuildTimedOutError,
     ContextInvalidError,
     ContextMissingError,
     SourceUnavailableError,
-    WorkerStoppingError,
 )
 from kiln.models import BuilderReport, BuildRef, BuiltImage
 from kiln.naming import build_workflow_id
-from kiln.ports import Held, Ledger, LogBook, LogWriting, Order, Tool, Toolbox, ToolExit, ToolLine
+from kiln.ports import Held, Ledger, LogBook, LogWriting, Order
 
 POLL = timedelta(seconds=1)
 # What no tool has printed; a log never ends without the reason.
@@ -37,7 +32,7 @@ REPORT_TIMEOUT = timedelta(seconds=1)
 
 @dataclass(frozen=True)
 class AttemptTerms:
-    """How long things may take: `limit` a build over all its attempts, `grace` the tool's own clean-up after SIGINT."""
+    """How long things may take: `limit` a build over all its attempts, `grace` a tool's own clean-up after SIGINT."""
 
     limit: timedelta
     lease: timedelta
@@ -50,7 +45,6 @@ class AttemptParts:
 
     ledger: Ledger
     logs: LogBook
-    tools: Toolbox
     terms: AttemptTerms
     holder: str
     client: Client | None = None
@@ -102,11 +96,7 @@ class Attempt(ABC, Generic[P]):
 
     @abstractmethod
     async def _make(self, order: Order, lease: Lease, log: LogWriting) -> BuiltImage:
-        """Runs the tool to its end, by `_carry_out`. Raises what ended it otherwise."""
-
-    @abstractmethod
-    async def _take(self, order: Order, line: ToolLine, log: LogWriting) -> None:
-        """One line of the tool's, to the log and to whatever the attempt learns from it."""
+        """Sees the image made. Raises what came before that."""
 
     async def _begin(self) -> tuple[Order, float]:
         """The next attempt, once no earlier one's tool can still be at work; and when it was asked for."""
@@ -121,50 +111,8 @@ class Attempt(ABC, Generic[P]):
             self._phase = "waiting for the previous attempt's lease to end"
             await asyncio.sleep(min(order.remaining, POLL).total_seconds() + 0.02)
 
-    async def _carry_out(
-        self, order: Order, starting: Awaitable[Tool], lease: Lease, log: LogWriting
-    ) -> ToolExit | BuildError:
-        """Sees the tool to its end: its exit, or what came before it (a lost lease, a cancel, the deadline)."""
-        async with await starting as tool:
-            return await self._watch(order, tool, lease, log)
-
-    async def _watch(self, order: Order, tool: Tool, lease: Lease, log: LogWriting) -> ToolExit | BuildError:
-        lease.guard(tool)
-        limit = self._parts.terms.limit
-        deadline = await asyncio.to_thread(self._parts.ledger.tool_started, order.build_id, order.attempt, limit)
-        self._phase = f"{self.tool_name} is running"
-        self._report(order, f"{self.tool_name} is running (attempt {order.attempt}, on {self._parts.holder})")
-        reading = asyncio.create_task(self._read(order, tool, log))
-        losing = asyncio.create_task(lease.lost.wait())
-        try:
-            patience = (deadline - datetime.now(UTC)).total_seconds()
-            await asyncio.wait({reading, losing}, timeout=max(0.0, patience), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                await reading
-                return await tool.wait()
-            verdict = lease.reason or self._timed_out(limit)
-            await self._stop(tool, log, verdict)
-            return verdict
-        except asyncio.CancelledError:
-            await self._stop(tool, log, AttemptLostError("the attempt was cancelled"))
-            raise
-        finally:
-            losing.cancel()
-            reading.cancel()
-            await asyncio.gather(losing, reading, return_exceptions=True)
-
     def _timed_out(self, limit: timedelta) -> BuildTimedOutError:
         return BuildTimedOutError(self.timed_out.format(seconds=int(limit.total_seconds())))
-
-    async def _stop(self, tool: Tool, log: LogWriting, why: BuildError) -> None:
-        self._phase = f"stopping {self.tool_name}"
-        with contextlib.suppress(BuildError):
-            await log.write("kiln", f"stopping {self.tool_name}: {why}")
-        await tool.stop(self._parts.terms.grace)
-
-    async def _read(self, order: Order, tool: Tool, log: LogWriting) -> None:
-        async for line in tool.lines():
-            await self._take(order, line, log)
 
     async def _write(self, log: LogWriting, stream: str, text: str) -> None:
         self._last_line = text[:LAST_LINE_LENGTH]
@@ -180,27 +128,8 @@ class Attempt(ABC, Generic[P]):
 
 async def see_through(attempt: Attempt[P]) -> BuiltImage:
     """Runs an attempt inside its activity, with signs of life. Raises what ends the attempt."""
-    try:
-        async with beating(attempt.heartbeat_details):
-            return await attempt.run()
-    except asyncio.CancelledError:
-        _raise_unless_users_cancel()
-        raise
-
-
-def _raise_unless_users_cancel() -> None:
-    """A worker that stops, or an operator who pauses or resets the activity, does not cancel the build."""
-    why = activity.cancellation_details()
-    if why is None or why.cancel_requested:
-        return
-    if why.worker_shutdown:
-        raise WorkerStoppingError("the worker is shutting down; another one takes the build up")
-    raise AttemptLostError("Temporal took this attempt away")
-
-
-def how_it_ended(ended: ToolExit) -> str:
-    """`exit code 1`, or `signal 9`."""
-    return f"exit code {ended.code}" if ended.code is not None else f"signal {ended.signal}"
+    async with staying_alive(attempt.heartbeat_details):
+        return await attempt.run()
 
 
 def is_past(deadline: datetime | None) -> bool:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from activities.attempt import Attempt, AttemptParts, how_it_ended
 from activities.buildkit_output import BuildkitOutput
 from activities.heartbeat import Lease
 from activities.skopeo_output import failure as transfer_failure
+from activities.tool_attempt import ToolAttempt, ToolParts, how_it_ended
 from kiln.errors import (
     AttemptLostError,
     BuildError,
@@ -48,7 +48,7 @@ RESOLVER = re.compile(r"(?<=lookup )(\S+) on \S+:53")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegistryParts(AttemptParts):
+class RegistryParts(ToolParts):
     """What every attempt works with that pushes to the registry."""
 
     registry: Registry
@@ -74,7 +74,7 @@ class TransferParts(RegistryParts):
 R = TypeVar("R", bound=RegistryParts)
 
 
-class RegistryAttempt(Attempt[R]):
+class RegistryAttempt(ToolAttempt[R]):
     """An attempt whose tool pushes to the staging repository."""
 
     async def _adopt(self, order: Order, log: LogWriting) -> BuiltImage | None:

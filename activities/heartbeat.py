@@ -11,7 +11,7 @@ from typing import Self
 
 from temporalio import activity
 
-from kiln.errors import BuildError, UnavailableError
+from kiln.errors import AttemptLostError, BuildError, UnavailableError, WorkerStoppingError
 from kiln.ports import Ledger, Order, Tool
 
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
@@ -78,6 +78,30 @@ class Lease:
         self._ends_at = asked_at + self._length.total_seconds()
         if self._tool is not None:
             await self._tool.renew(self.remaining.total_seconds())
+
+
+@contextlib.asynccontextmanager
+async def staying_alive(details: Callable[[], object]) -> AsyncIterator[None]:
+    """Heartbeats the running activity, and tells a user's cancel from a worker's end.
+
+    Raises WorkerStoppingError or AttemptLostError, which Temporal retries, where nobody cancelled anything.
+    """
+    try:
+        async with beating(details):
+            yield
+    except asyncio.CancelledError:
+        _raise_unless_users_cancel()
+        raise
+
+
+def _raise_unless_users_cancel() -> None:
+    """A worker that stops, or an operator who pauses or resets the activity, does not cancel what it is about."""
+    why = activity.cancellation_details()
+    if why is None or why.cancel_requested:
+        return
+    if why.worker_shutdown:
+        raise WorkerStoppingError("the worker is shutting down; another one takes this up")
+    raise AttemptLostError("Temporal took this attempt away")
 
 
 @contextlib.asynccontextmanager

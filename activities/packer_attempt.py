@@ -4,13 +4,15 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
-from activities.attempt import POLL, Attempt, AttemptParts, AttemptTerms, how_it_ended, is_past
+from activities.ami_search import finished_image, mark, marks_of
+from activities.attempt import POLL, AttemptTerms
 from activities.heartbeat import Lease
 from activities.packer_output import PackerOutput
+from activities.tool_attempt import ToolAttempt, ToolParts, how_it_ended
 from kiln.errors import AttemptLostError, BuildError, CapacityError, ToolFailedError
 from kiln.models import BuildRef, BuiltImage
-from kiln.naming import BUILD_TAG, resource_tags
-from kiln.ports import Ami, Cloud, LogWriting, Marks, Order, PackerKit, ToolExit, ToolLine
+from kiln.naming import resource_tags
+from kiln.ports import Cloud, LogWriting, Marks, Order, PackerKit, ToolExit, ToolLine
 from kiln.redact import Redactor
 
 CAPACITY_ATTEMPTS = 3
@@ -24,7 +26,7 @@ class PackerTerms(AttemptTerms):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackerParts(AttemptParts):
+class PackerParts(ToolParts):
     """What an attempt works with."""
 
     cloud: Cloud
@@ -32,7 +34,7 @@ class PackerParts(AttemptParts):
     terms: PackerTerms
 
 
-class PackerAttempt(Attempt[PackerParts]):
+class PackerAttempt(ToolAttempt[PackerParts]):
     """Everything that it makes carries its number in name and tags."""
 
     tool_name = "Packer"
@@ -45,15 +47,12 @@ class PackerAttempt(Attempt[PackerParts]):
 
     async def _adopt(self, order: Order, log: LogWriting) -> BuiltImage | None:
         """The AMI that an earlier attempt got EC2 to make, if there is one: building it again would double it."""
-        marks = Marks(self._parts.ledger.installation, order.build_id, order.known_ids)
+        marks = marks_of(order, self._parts.ledger.installation)
         await self._end_instances(order, marks)
-        ami = await self._finished_image(order, marks)
+        ami = await finished_image(self._parts.cloud, order, marks, self._awaits_image)
         if ami is None:
             return None
-        if ami.tags.get(BUILD_TAG) != order.build_id:
-            await asyncio.to_thread(
-                self._parts.cloud.tag, order.machine.region, _with_snapshots(ami), self._tags(order)
-            )
+        await mark(self._parts.cloud, order, ami, self._tags(order))
         await log.write("kiln", f"adopting {ami.image_id} ({ami.name}), which an earlier attempt finished")
         return await self._built(order, order.machine.region, ami.image_id, adopted=True)
 
@@ -62,16 +61,8 @@ class PackerAttempt(Attempt[PackerParts]):
         while await asyncio.to_thread(self._parts.cloud.end_instances, order.machine.region, marks):
             await asyncio.sleep(POLL.total_seconds())
 
-    async def _finished_image(self, order: Order, marks: Marks) -> Ami | None:
-        while True:
-            amis = await asyncio.to_thread(self._parts.cloud.images_of_build, order.machine.region, marks)
-            available = [ami for ami in amis if ami.state == "available"]
-            if available:
-                return available[-1]  # the oldest: what came after it was doubled
-            if not any(ami.state == "pending" for ami in amis) or is_past(order.deadline_at):
-                return None
-            self._phase = "waiting for the AMI that an earlier attempt began"
-            await asyncio.sleep(POLL.total_seconds())
+    def _awaits_image(self) -> None:
+        self._phase = "waiting for the AMI that an earlier attempt began"
 
     async def _make(self, order: Order, lease: Lease, log: LogWriting) -> BuiltImage:
         """Runs Packer to its end. Raises what ended it otherwise."""
@@ -124,7 +115,3 @@ class PackerAttempt(Attempt[PackerParts]):
 
     def _tags(self, order: Order) -> dict[str, str]:
         return {**order.machine.tags, **resource_tags(self._parts.ledger.installation, order.build_id, order.attempt)}
-
-
-def _with_snapshots(ami: Ami) -> list[str]:
-    return [ami.image_id, *ami.snapshot_ids]

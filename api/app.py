@@ -6,7 +6,16 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from api import builds, cloud_builds, container_images, health, machine_images, registry_token
+from api import (
+    builds,
+    cloud_builds,
+    container_images,
+    health,
+    machine_images,
+    organization_images,
+    organization_machines,
+    registry_token,
+)
 from api.deps import Containers, Parts
 from api.errors import install_error_handlers
 from api.limits import container_limits, rate_limit
@@ -16,6 +25,7 @@ from kiln.adapters.contexts import open_contexts
 from kiln.adapters.log_book import LogReader
 from kiln.adapters.registry import KilnRegistry
 from kiln.adapters.registry_public import AnonymousRegistries
+from kiln.adapters.software import SoftwareCatalogue
 from kiln.adapters.templates import Templates
 from kiln.catalog.session import Catalog
 from kiln.naming import DEFAULT_TEMPLATE
@@ -29,10 +39,13 @@ TAGS = [
     {"name": "machine-images", "description": "AMIs built with Packer."},
     {"name": "container-images", "description": "Container images, built from Dockerfiles or copied."},
     {"name": "cloud-builds", "description": "Container images, built from uploaded archives."},
+    {"name": "organization-images", "description": "Images of an organization's machines, and the machines."},
     {"name": "registry", "description": "The tokens that open the image registry."},
     {"name": "kiln", "description": "Builds of every kind through one lens."},
     {"name": "operations", "description": "Probes and metrics, without a key."},
 ]
+# Requests whose signature is checked at the same time, where the catalog takes several writers.
+SIGNERS = 4
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -48,7 +61,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     install_error_handlers(app)
     # container_images stands before machine_images: its paths are longer, and would else be taken for an AMI's id.
-    for module in (container_images, machine_images, cloud_builds, builds, registry_token, health):
+    images = (container_images, machine_images, cloud_builds, organization_images, organization_machines)
+    for module in (*images, builds, registry_token, health):
         app.include_router(module.router)
     describe_bodies(app, parts)
     return app
@@ -75,6 +89,7 @@ async def _make_parts(settings: Settings) -> Parts:
     containers = _containers(settings, sealer)
     catalog = Catalog(settings.catalog_dsn)
     await asyncio.to_thread(catalog.migrate)
+    software = await asyncio.to_thread(SoftwareCatalogue.load, PROJECT_ROOT / "packer" / "software.yaml")
     templates = Templates(PROJECT_ROOT / "packer", settings.template_dir)
     await asyncio.to_thread(templates.find, DEFAULT_TEMPLATE)  # parsed now rather than at the first request
     return Parts(
@@ -85,9 +100,11 @@ async def _make_parts(settings: Settings) -> Parts:
         containers=containers,
         temporal=await lazy_client(settings),
         templates=templates,
+        software=software,
         sealer=sealer,
         build_limit=build_limit,
         container_limits=limits,
+        signers=asyncio.Semaphore(1 if catalog.writes_one_by_one else SIGNERS),
     )
 
 

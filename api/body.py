@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Request
 
-from api.errors import ApiError
+from api.errors import ApiError, from_kiln
 from kiln.errors import InvalidRequestError
 
 IDEMPOTENCY_KEY = re.compile("[ -~]{1,255}")
@@ -42,16 +42,29 @@ async def json_object(request: Request, limit_bytes: int, *, shared: bool = Fals
 
 async def _json_object(request: Request, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
     _check_media_type(request)
-    raw = await _bounded(request, limit_bytes)
+    raw = await bounded_body(request, limit_bytes)
+    try:
+        return raw, object_in(raw)
+    except InvalidRequestError as error:
+        raise from_kiln(error) from None
+
+
+def object_in(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises InvalidRequestError that names `body` for anything else."""
     try:
         parsed = _parsed(raw.decode())
     except UnicodeError:
-        raise ApiError(422, "invalid_request", "body: not valid Unicode") from None
+        raise InvalidRequestError("body", "not valid Unicode") from None
     except (ValueError, RecursionError):
-        raise ApiError(422, "invalid_request", "body: not valid JSON") from None
+        raise InvalidRequestError("body", "not valid JSON") from None
     if not isinstance(parsed, dict):
-        raise ApiError(422, "invalid_request", "body: must be a JSON object")
-    return raw, parsed
+        raise InvalidRequestError("body", "must be a JSON object")
+    return parsed
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """The same of a body that need not be there: an empty one is an empty object."""
+    return object_in(body) if body else {}
 
 
 def _parsed(text: str) -> Any:
@@ -71,7 +84,8 @@ def _check_media_type(request: Request) -> None:
         raise ApiError(415, "unsupported_media_type", f"Content-Type: must be application/json, not {media_type[:100]}")
 
 
-async def _bounded(request: Request, limit_bytes: int) -> bytes:
+async def bounded_body(request: Request, limit_bytes: int) -> bytes:
+    """The raw body. Raises ApiError 413 as soon as it is known to be longer than this."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)

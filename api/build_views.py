@@ -14,6 +14,7 @@ from kiln.catalog.tables import Build, Image
 from kiln.models import BuildKind, BuildStatus, ErrorCode
 from kiln.naming import build_workflow_id
 
+AMI_KINDS = (BuildKind.MACHINE, BuildKind.SNAPSHOT)
 UI_EXAMPLE = "http://127.0.0.1:8233/namespaces/default/workflows/build-550e8400-e29b-41d4-a716-446655440000"
 
 
@@ -118,10 +119,10 @@ def build_body(found: BuildWithImage, live: Live) -> dict[str, Any]:
 
 
 def _is_simulated(found: BuildWithImage, live: Live) -> bool:
-    """Only machine images are made in an EC2 that may be a simulated one."""
+    """Only AMIs are made in an EC2 that may be a simulated one."""
     if found.image is not None:
         return found.image.simulated
-    return live.simulated and found.build.kind == BuildKind.MACHINE
+    return live.simulated and found.build.kind in AMI_KINDS
 
 
 def _image(image: Image) -> dict[str, Any]:

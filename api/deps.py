@@ -10,7 +10,7 @@ from temporalio.client import Client
 from api.limits import ContainerLimits, RateLimit
 from kiln.catalog.session import Catalog
 from kiln.errors import UnavailableError
-from kiln.ports import Contexts, LogReading, PublicRegistries, Registry, TemplateShelf
+from kiln.ports import Contexts, LogReading, PublicRegistries, Registry, SoftwareShelf, TemplateShelf
 from kiln.registry_tokens import BuildCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import Settings
@@ -34,7 +34,11 @@ class Containers:
 
 @dataclass(frozen=True)
 class Parts:
-    """The API's parts. `closing` is set when the server stops: live streams end then."""
+    """The API's parts. `closing` is set when the server stops: live streams end then.
+
+    `signers` is held while a request's signature is checked: each such check writes a row, and those that wait for the
+    one writer of SQLite must not take the threads of requests that only read.
+    """
 
     settings: Settings
     catalog: Catalog
@@ -43,9 +47,11 @@ class Parts:
     containers: Containers
     temporal: Client
     templates: TemplateShelf
+    software: SoftwareShelf
     sealer: Sealer
     build_limit: RateLimit
     container_limits: ContainerLimits
+    signers: asyncio.Semaphore
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -1,5 +1,5 @@
 """Error bodies: `{"error": {"code", "message"}}` of machine-images and kiln, `{"detail"}` of container-images, cloud-builds
-and the registry's token endpoint.
+and the registry's token endpoint, the envelope of organization-images (`api/client_errors.py`).
 
 Whose shape an answer has follows from the request's path (`speaks_detail`); where two contracts share a route, from what
 the route found in the request (`answer_in_detail`).
@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api.client_errors import ClientError, ClientErrorBody, client_body, speaks_client_codes
 from kiln.errors import (
     BuildNotFoundError,
     ConflictError,
@@ -30,9 +31,11 @@ from kiln.errors import (
     InvalidRequestError,
     KilnError,
     NotFoundError,
+    RefusedError,
     SourceUnavailableError,
     UnavailableError,
 )
+from kiln.models import ClientCode
 
 RETRY_AFTER_SECONDS = 5
 # A caller's own names are repeated to them, but not at any length.
@@ -199,7 +202,8 @@ def install_error_handlers(app: FastAPI) -> None:
     """Every way in which a request can fail ends in a contract's shape."""
 
     @app.exception_handler(DetailError)
-    async def _detail(_request: Request, error: DetailError) -> JSONResponse:
+    @app.exception_handler(ClientError)
+    async def _shaped_already(_request: Request, error: DetailError | ClientError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(ApiError)
@@ -208,11 +212,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(KilnError)
     async def _kiln(request: Request, error: KilnError) -> JSONResponse:
-        return _shaped(request, from_kiln(error))
+        return _refused(request, error) or _shaped(request, from_kiln(error))
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _shaped(request, from_validation(error))
+        return _shaped(request, _unknown_id(request, error) or from_validation(error))
 
     @app.exception_handler(ValidationError)
     async def _model(request: Request, error: ValidationError) -> JSONResponse:
@@ -256,8 +260,30 @@ def as_detail(error: ApiError) -> DetailError:
     return DetailError(error.status, error.message, error.headers)
 
 
+def as_client(error: ApiError) -> ClientError:
+    """The same error as organization-images says it: what is wrong with a request's form is a 400 there."""
+    code = HTTPStatus.BAD_REQUEST if error.status == HTTPStatus.UNPROCESSABLE_ENTITY else error.status
+    return ClientError(code, error.message, error.headers)
+
+
+def _refused(request: Request, error: KilnError) -> JSONResponse | None:
+    """What the state of an organization's image or machine forbids has organization-images' own code, or none."""
+    if not isinstance(error, RefusedError) or not speaks_client_codes(request):
+        return None
+    return ClientError(error.code or HTTPStatus.BAD_REQUEST, str(error)).response()
+
+
+def _unknown_id(request: Request, error: RequestValidationError) -> ApiError | None:
+    """An id in a path that has not even an id's form is an unknown one to organization-images."""
+    if error.errors()[0]["loc"][0] != "path" or not speaks_client_codes(request):
+        return None
+    return ApiError(404, "not_found", HTTPStatus.NOT_FOUND.phrase)
+
+
 def _shaped(request: Request, error: ApiError) -> JSONResponse:
     """The error in its request's own shape; one that carries both is both contracts' already."""
+    if speaks_client_codes(request):
+        return as_client(error).response()
     if not error.shared and speaks_detail(request):
         return as_detail(error).response()
     return error.response()
@@ -289,6 +315,18 @@ EXAMPLES = {
 }
 
 
+CLIENT_EXAMPLES = {
+    400: (ClientCode.NOT_STOPPED, "the machine is not stopped"),
+    401: (401, "the Authorization header is missing: HMAC {key}:{signature}:{nonce}:{timestamp}"),
+    403: (ClientCode.PERMISSION_REQUIRED, "the API key lacks the scope organization:write"),
+    404: (404, "no image of this organization has this id"),
+    409: (409, "Idempotency-Key: the key came before with another body"),
+    413: (413, EXAMPLES[413][1]),
+    500: (500, INTERNAL_MESSAGE),
+    503: (503, EXAMPLES[503][1]),
+}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for these statuses, in machine-images' shape."""
     return {status: _documented(status, ErrorBody, _example(status)) for status in statuses}
@@ -308,6 +346,11 @@ def either_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` where a refusal has either contract's shape, or both."""
     model = SharedErrorBody | ErrorBody | DetailBody
     return {status: _documented(status, model, _shared_example(status)) for status in statuses}
+
+
+def client_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """OpenAPI's `responses` for these HTTP statuses, in organization-images' shape."""
+    return {status: _documented(status, ClientErrorBody, client_body(*CLIENT_EXAMPLES[status])) for status in statuses}
 
 
 def _documented(status: int, model: type[BaseModel] | UnionType, example: dict[str, object]) -> dict[str, object]:

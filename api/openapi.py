@@ -1,11 +1,13 @@
 """What OpenAPI says of bodies that routes read by themselves: `POST /api/v1/images/build` takes either contract's."""
 
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from api.client_errors import CLIENT_PREFIX
 from api.container_requests import (
     CONTAINER_FIELDS,
     PATH_LENGTH,
@@ -16,6 +18,7 @@ from api.container_requests import (
 from api.container_updates import UpdateRequest
 from api.deps import Parts
 from api.machine_requests import FIELD_VARIABLES, MachineBuildRequest
+from api.organization_requests import BODIES
 from kiln.models import Provider, Visibility
 from kiln.naming import DEFAULT_TEMPLATE
 
@@ -60,16 +63,25 @@ def describe_bodies(app: FastAPI, parts: Parts) -> None:
         if app.openapi_schema is None:
             document = generate()
             document["components"]["schemas"].update(_body_schemas(parts))
+            _forget_422(document)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _forget_422(document: dict[str, Any]) -> None:
+    """FastAPI adds it to every route with parameters; organization-images says 400 or 404 instead."""
+    for path, item in document["paths"].items():
+        for operation in item.values() if path.startswith(CLIENT_PREFIX) else ():
+            operation["responses"].pop("422", None)
+
+
 def _body_schemas(parts: Parts) -> dict[str, Any]:
     """The bodies' schemas and those that they refer to, by their names."""
     containers = _container_body(parts.settings.transfer_registries)
-    return {**_machine_body(parts), **containers, **_schemas(StartRequest), **_schemas(UpdateRequest)}
+    plain = (_schemas(model).items() for model in (StartRequest, UpdateRequest, *BODIES))
+    return {**_machine_body(parts), **containers, **dict(chain.from_iterable(plain))}
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def _builder(build: Build) -> str:
             return f"a {build.platform} builder"
         case BuildKind.TRANSFER:
             return "a transfer builder"
+        case BuildKind.SNAPSHOT:
+            return "a worker with the role control"
         case _:
             return "a Packer builder"
 

@@ -2,21 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
+from api.machine_work import start_machine_work
 from api.patience import promptly
 from kiln.catalog import builds, idempotency
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.session import AlreadyThereError, Transaction
 from kiln.catalog.tables import Build, IdempotencyKey
 from kiln.errors import IdempotencyKeyReusedError, UnavailableError
-from kiln.models import BuildKind, BuildRef, BuildStatus
+from kiln.models import BuildKind, BuildRef, BuildStatus, OperationRef
+from kiln.naming import operation_workflow_id
 from workflows.start import start_build
 
 log = logging.getLogger("kiln.api")
@@ -34,10 +37,17 @@ class Posted:
 
 @dataclass(frozen=True)
 class TakenOn:
-    """What a transaction took on: new builds, and the answer to them."""
+    """What a transaction took on: new builds and operations of machines, and the answer to them."""
 
     builds: list[Build]
     response: dict[str, Any]
+    operations: Sequence[OperationRef] = ()
+
+    @property
+    def first_id(self) -> str | None:
+        """What stands for all of it; None where there is nothing new."""
+        machine_work = (operation_workflow_id(ref.machine_id, ref.number) for ref in self.operations)
+        return next(chain((build.id for build in self.builds), machine_work), None)
 
 
 @dataclass(frozen=True)
@@ -100,11 +110,14 @@ async def submit(parts: Parts, submission: Submission, answer: Callable[[Build],
 async def answer_once(parts: Parts, posted: Posted, insert: Callable[[Transaction], TakenOn]) -> dict[str, Any]:
     """The answer of `insert`, or the one given before under the same idempotency key.
 
-    The rows are the order: if Temporal cannot be reached, the dispatcher starts the builds later. `insert` may run
+    The rows are the order: if Temporal cannot be reached, the dispatcher starts the work later. `insert` may run
     twice. Raises what it raises, IdempotencyKeyReusedError, UnavailableError (of the catalog).
     """
     taken_on = await run_in_threadpool(_commit, parts, posted, insert)
-    await asyncio.gather(*(_start(parts, build) for build in taken_on.builds))
+    await asyncio.gather(
+        *(_start(parts, build) for build in taken_on.builds),
+        *(start_machine_work(parts, ref) for ref in taken_on.operations),
+    )
     return taken_on.response
 
 
@@ -136,8 +149,8 @@ def _insert(tx: Transaction, parts: Parts, posted: Posted, insert: Callable[[Tra
     if known is not None:
         return TakenOn([], _same(known, digest))
     taken_on = insert(tx)
-    if taken_on.builds:
-        idempotency.remember(tx, _remembered(posted, posted.idempotency_key, digest, taken_on))
+    if taken_on.first_id is not None:
+        idempotency.remember(tx, _remembered(posted, posted.idempotency_key, digest, taken_on.first_id, taken_on))
     return taken_on
 
 
@@ -147,12 +160,12 @@ def _same(known: IdempotencyKey, digest: str) -> dict[str, Any]:
     return known.response
 
 
-def _remembered(posted: Posted, key: str, digest: str, taken_on: TakenOn) -> IdempotencyKey:
+def _remembered(posted: Posted, key: str, digest: str, first_id: str, taken_on: TakenOn) -> IdempotencyKey:
     return IdempotencyKey(
         organization_id=posted.organization_id,
         key=key,
         body_digest=digest,
-        build_id=taken_on.builds[0].id,
+        build_id=first_id,
         status_code=posted.status_code,
         response=taken_on.response,
         created_at=datetime.now(UTC),

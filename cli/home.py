@@ -64,7 +64,7 @@ def secret_key(settings: Settings) -> str:
     """KILN_SECRET_KEY, or the home's own key, which the first start makes. Raises SealError if it is malformed."""
     file = secret_key_file(settings)
     if not settings.secret_key and not file.exists():
-        write_private(file, Sealer.new_key() + "\n")
+        write_private(file, Sealer.new_key() + "\n", replace=False)
     key = settings.secret_key or file.read_text().strip()
     Sealer(key)
     return key
@@ -98,15 +98,32 @@ def open_catalog(settings: Settings) -> Iterator[Catalog]:
         catalog.close()
 
 
-def write_private(file: Path, text: str) -> None:
-    """Writes a file of mode 0600, whole or not at all. Raises SettingsError."""
+def write_private(file: Path, text: str, *, replace: bool = True) -> None:
+    """Writes a file of mode 0600, whole or not at all; without `replace`, the first of two writers' stays.
+
+    Raises SettingsError.
+    """
     try:
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
-        Path(name).replace(file)
+        if replace:
+            Path(name).replace(file)
+        else:
+            _link(Path(name), file)
     except OSError as error:
         raise SettingsError(f"KILN_HOME: cannot write {file}: {error.strerror}") from None
+
+
+def _link(written: Path, file: Path) -> None:
+    try:
+        file.hardlink_to(written)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        written.replace(file)
+        return
+    written.unlink()
 
 
 def _in_use(settings: Settings) -> HomeInUseError:

@@ -1,18 +1,23 @@
-"""`kiln keys`: API keys, in the catalog itself; no server needs to run."""
+"""`kiln keys`: API keys, plain ones and those that sign, in the catalog itself; no server needs to run."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cli.home import open_catalog
+from cli.home import open_catalog, secret_key
+from cli.places import secret_key_file
 from kiln.catalog import keys
 from kiln.catalog.keys import SCOPES
-from kiln.catalog.tables import ApiKey
+from kiln.catalog.session import Transaction
+from kiln.catalog.tables import ApiKey, Organization
 from kiln.errors import KilnError
+from kiln.sealing import Sealer
 from kiln.settings import Settings
 
 DEFAULT_SCOPES = ("builds:read", "builds:write")
+HMAC_SCOPES = ("organization:read", "organization:write")
 DURATION = re.compile(r"(\d{1,6})([smhdw])")
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -29,14 +34,25 @@ def create_key(
 
     The organization is made if it is not there. `lifetime` is a number and s, m, h, d or w; empty means for ever.
     """
-    _check_scopes(scopes)
-    expires_at = datetime.now(UTC) + _duration(lifetime) if lifetime else None
-    if not SLUG.fullmatch(organization):
-        raise KeyCommandError(f"--org {organization}: must be lower-case letters, digits and hyphens, at most 63")
-    with open_catalog(settings) as catalog, catalog.transaction() as tx:
-        owner = keys.ensure_organization(tx, organization)
+    expires_at = _checked(organization, scopes, lifetime)
+    with _owner(settings, organization) as (tx, owner):
         row, plain = keys.create(tx, owner, name, set(scopes) or DEFAULT_SCOPES, expires_at)
-    return {**_view(row, organization), "key": plain}
+        return {**_view(row, organization), "key": plain}
+
+
+def create_hmac_key(
+    settings: Settings, name: str, organization: str, scopes: Sequence[str], lifetime: str
+) -> dict[str, Any]:
+    """The same for a key that signs: `key` is its id, `secret` what nobody can read again.
+
+    The secret is sealed with KILN_SECRET_KEY or the home's own key, which is made if there is none yet.
+    """
+    expires_at = _checked(organization, scopes, lifetime)
+    _check_secret_key(settings)
+    with _owner(settings, organization) as (tx, owner):
+        seal = Sealer(secret_key(settings)).seal_text
+        row, key, secret = keys.create_hmac(tx, owner, name, set(scopes) or HMAC_SCOPES, expires_at, seal)
+        return {**_view(row, organization), "key": key, "secret": secret}
 
 
 def list_keys(settings: Settings) -> list[dict[str, Any]]:
@@ -55,17 +71,41 @@ def disable_key(settings: Settings, key_id: str) -> dict[str, Any]:
         return next(_view(row, slug) for row, slug in keys.listing(tx) if row.id == key_id)
 
 
+@contextmanager
+def _owner(settings: Settings, organization: str) -> Iterator[tuple[Transaction, Organization]]:
+    with open_catalog(settings) as catalog, catalog.transaction() as tx:
+        yield tx, keys.ensure_organization(tx, organization)
+
+
+def _checked(organization: str, scopes: Sequence[str], lifetime: str) -> datetime | None:
+    """When the key expires. Raises KeyCommandError for an option that is wrong, before anything is made."""
+    _check_scopes(scopes)
+    expires_at = datetime.now(UTC) + _duration(lifetime) if lifetime else None
+    if not SLUG.fullmatch(organization):
+        raise KeyCommandError(f"--org {organization}: must be lower-case letters, digits and hyphens, at most 63")
+    return expires_at
+
+
+def _check_secret_key(settings: Settings) -> None:
+    """A catalog that is not the home's own belongs to servers whose key a new home does not know."""
+    if settings.secret_key:
+        Sealer(settings.secret_key)
+    elif settings.catalog_url and not secret_key_file(settings).exists():
+        raise KeyCommandError("KILN_SECRET_KEY: must be set to the servers' own: the key's secret is sealed with it")
+
+
 def _view(row: ApiKey, organization: str) -> dict[str, Any]:
     return {
         "id": row.id,
         "name": row.name,
+        "kind": row.kind,
         "organization": organization,
         "hint": row.hint,
         "scopes": row.scopes,
         "state": _state(row),
-        "created_at": _time(row.created_at),
-        "expires_at": _time(row.expires_at),
-        "disabled_at": _time(row.disabled_at),
+        "created_at": time_text(row.created_at),
+        "expires_at": time_text(row.expires_at),
+        "disabled_at": time_text(row.disabled_at),
     }
 
 
@@ -75,7 +115,8 @@ def _state(row: ApiKey) -> str:
     return "expired" if row.expires_at is not None and row.expires_at <= datetime.now(UTC) else "usable"
 
 
-def _time(moment: datetime | None) -> str | None:
+def time_text(moment: datetime | None) -> str | None:
+    """A time as the command line's JSON and tables say it: whole seconds in UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment else None
 
 

@@ -24,7 +24,12 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="API keys, in the catalog of KILN_HOME; no server needs to run.", no_args_is_help=True)
 builds_app = typer.Typer(help="Builds, through the API at KILN_URL with KILN_API_KEY.", no_args_is_help=True)
+machines_app = typer.Typer(
+    help="Organizations' machines, in the catalog of KILN_HOME and in EC2; no server needs to run.",
+    no_args_is_help=True,
+)
 app.add_typer(keys_app, name="keys")
+app.add_typer(machines_app, name="machines")
 app.add_typer(builds_app, name="builds")
 
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -160,24 +165,31 @@ def cancel_build(build_id: BuildId, json: Json = False) -> None:
 
 
 @keys_app.command("create")
-def create_key(
+def create_key(  # noqa: PLR0913, PLR0917  the options of a command
     name: Annotated[str, typer.Option(help="what the key is for")] = "",
     org: Annotated[str, typer.Option(help="the organization; made if it is not there")] = "default",
     scope: Annotated[
-        list[str] | None, typer.Option(help="may be repeated; builds:read and builds:write by default")
+        list[str] | None,
+        typer.Option(help="may be repeated; builds:read and builds:write by default, those of organization for --hmac"),
     ] = None,
     expires_in: Annotated[str, typer.Option(help="a number and s, m, h, d or w, such as 30d; never by default")] = "",
+    hmac: Annotated[
+        bool, typer.Option("--hmac", help="a key that signs requests: print its id and its secret")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make an API key and print it: nobody can read it again."""
     from cli import keys, render
     from kiln.settings import load_settings
 
-    made = keys.create_key(load_settings(), name, org, scope or [], expires_in)
+    make = keys.create_hmac_key if hmac else keys.create_key
+    made = make(load_settings(), name, org, scope or [], expires_in)
     if json:
         render.print_json(made)
         return
     typer.echo(made["key"])
+    if hmac:
+        typer.echo(made["secret"])
     note = (
         f"{made['id']}, organization {org}, scopes {', '.join(made['scopes'])}, expires {made['expires_at'] or 'never'}"
     )
@@ -202,6 +214,44 @@ def disable_key(key_id: Annotated[str, typer.Argument(help="a key's id", metavar
 
     disabled = keys.disable_key(load_settings(), key_id)
     render.print_json(disabled) if json else typer.echo(f"{disabled['id']} is disabled")
+
+
+@machines_app.command("import")
+def import_machine(
+    instance_id: Annotated[str, typer.Argument(help="an EC2 instance's id", metavar="INSTANCE")],
+    org: Annotated[str, typer.Option(help="the organization; made if it is not there")] = "default",
+    region: Annotated[str, typer.Option(help="where it runs; the first of KILN_REGIONS by default")] = "",
+    name: Annotated[str, typer.Option(help="the machine's name; the instance's Name tag by default")] = "",
+    json: Json = False,
+) -> None:
+    """Take an EC2 instance in as a machine. Once an image is assigned to it, its next start replaces the instance."""
+    from cli import machines, render
+    from kiln.settings import load_settings
+
+    taken = machines.import_machine(load_settings(), instance_id, org, region, name)
+    render.print_json(taken) if json else typer.echo(f"machine {taken['id']}: {render.plain(taken['name'])}")
+
+
+@machines_app.command("list")
+def list_machines(json: Json = False) -> None:
+    """List the machines of every organization, with their instances."""
+    from cli import machines, render
+    from kiln.settings import load_settings
+
+    found = machines.list_machines(load_settings())
+    render.print_json({"machines": found}) if json else render.print_machines(found)
+
+
+@machines_app.command("remove")
+def remove_machine(
+    machine_id: Annotated[int, typer.Argument(help="a machine's id", metavar="MACHINE")],
+) -> None:
+    """Forget a machine whose instance is terminated."""
+    from cli import machines
+    from kiln.settings import load_settings
+
+    machines.remove_machine(load_settings(), machine_id)
+    typer.echo(f"machine {machine_id} is forgotten")
 
 
 def _client() -> "KilnClient":

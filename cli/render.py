@@ -99,6 +99,7 @@ def print_keys(keys: Iterable[Mapping[str, Any]]) -> None:
             str(key["id"]),
             plain(key["name"]),
             str(key["organization"]),
+            str(key["kind"]),
             f"{key['hint']}…",
             ", ".join(key["scopes"]),
             str(key["state"]),
@@ -107,7 +108,31 @@ def print_keys(keys: Iterable[Mapping[str, Any]]) -> None:
         )
         for key in keys
     ]
-    print_rows(("ID", "NAME", "ORGANIZATION", "KEY", "SCOPES", "STATE", "CREATED", "EXPIRES"), rows, "No API keys.")
+    print_rows(
+        ("ID", "NAME", "ORGANIZATION", "KIND", "KEY", "SCOPES", "STATE", "CREATED", "EXPIRES"), rows, "No API keys."
+    )
+
+
+def print_machines(machines: Iterable[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            str(machine["id"]),
+            plain(machine["name"]),
+            str(machine["organization"]),
+            str(machine["status"]),
+            str(machine["instance_id"] or "none"),
+            f"{machine['region']}{' (simulated)' if machine['simulated'] else ''}",
+            str(machine["machine_type"]),
+            f"{machine['disk_size']} GiB",
+            plain(machine["error"] or ""),
+        )
+        for machine in machines
+    ]
+    print_rows(
+        ("ID", "NAME", "ORGANIZATION", "STATUS", "INSTANCE", "REGION", "TYPE", "DISK", "LAST ERROR"),
+        rows,
+        "No machines.",
+    )
 
 
 def event_text(event: LogEvent) -> str:

@@ -1,6 +1,7 @@
 """Names that Kiln gives to what it makes. Workflow ids, queues and tag keys are permanent: other services know them."""
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 BUILD_WORKFLOW_ID_PREFIX: Final = "build-"
@@ -53,6 +54,11 @@ def launch_token(installation: str, machine_id: int, number: int) -> str:
 def machine_tags(installation: str, machine_id: int) -> dict[str, str]:
     """The tags of a machine's instance. Without `LAUNCH_TAG` it is one that Kiln took in and did not launch."""
     return {INSTALLATION_TAG: installation, MACHINE_TAG: str(machine_id)}
+
+
+def users_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """An instance's tags, less Kiln's, AWS's, and its name, which is the machine's."""
+    return {key: value for key, value in tags.items() if key != NAME_TAG and not key.startswith(RESERVED_TAG_PREFIXES)}
 
 
 def container_queue(platform: str) -> str:

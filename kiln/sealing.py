@@ -14,7 +14,7 @@ class SealError(KilnError):
 
 
 class Sealer:
-    """Seals mappings of secret values with KILN_SECRET_KEY: 32 bytes in URL-safe base64 (Fernet's form)."""
+    """Seals secrets, single ones and mappings of them, with KILN_SECRET_KEY: 32 bytes in URL-safe base64 (Fernet's form)."""
 
     def __init__(self, key: str) -> None:
         try:
@@ -31,15 +31,26 @@ class Sealer:
         """Ciphertext of the secrets; None when there are none."""
         return self._fernet.encrypt(json.dumps(secrets).encode()) if secrets else None
 
+    def seal_text(self, text: str) -> bytes:
+        """Ciphertext of a single secret."""
+        return self._fernet.encrypt(text.encode())
+
+    def open_text(self, sealed: bytes) -> str:
+        """The single secret again. Raises SealError if it was sealed with another key."""
+        return self._opened(sealed).decode()
+
     def open(self, sealed: bytes | None) -> dict[str, str]:
         """The secrets again. Raises SealError if they were sealed with another key."""
         if sealed is None:
             return {}
+        opened: dict[str, str] = json.loads(self._opened(sealed))
+        return opened
+
+    def _opened(self, sealed: bytes) -> bytes:
         try:
-            opened: dict[str, str] = json.loads(self._fernet.decrypt(sealed))
+            return self._fernet.decrypt(sealed)
         except InvalidToken:
             raise SealError("KILN_SECRET_KEY: these secrets were sealed with another key") from None
-        return opened
 
     def digest(self, body: bytes) -> str:
         """A keyed digest in hex: equal bodies are recognised, and nothing can be guessed from it."""

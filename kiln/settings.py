@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     ec2_endpoint: str = ""
     regions: Annotated[tuple[str, ...], NoDecode] = ("us-east-1",)
     instance_type: str = "t3.medium"
+    machine_disk_gb: Annotated[int, Field(ge=1, le=16384)] = 30
     ami_name_prefix: str = "kiln"
     subnet_id: str = ""
     iam_instance_profile: str = ""
@@ -70,6 +71,7 @@ class Settings(BaseSettings):
     packer_slots: Annotated[int, Field(ge=1, le=1000)] = 4
     packer_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     template_dir: Path | None = None
+    snapshot_timeout_seconds: Annotated[int, Field(ge=1)] = 7200
 
     containers: bool = True
     containers_off: str = ""
@@ -212,6 +214,10 @@ class Settings(BaseSettings):
     @property
     def packer_timeout(self) -> timedelta:
         return timedelta(seconds=self.packer_timeout_seconds)
+
+    @property
+    def snapshot_timeout(self) -> timedelta:
+        return timedelta(seconds=self.snapshot_timeout_seconds)
 
     @property
     def heartbeat_timeout(self) -> timedelta:

@@ -25,6 +25,13 @@ def test_what_is_sealed_shows_nothing(sealer: Sealer) -> None:
     assert b"token" not in sealed
 
 
+def test_a_single_secret_opens_again(sealer: Sealer) -> None:
+    """And shows nothing meanwhile."""
+    sealed = sealer.seal_text("s3cr3t-value")
+    assert b"s3cr3t-value" not in sealed
+    assert sealer.open_text(sealed) == "s3cr3t-value"
+
+
 def test_sealing_twice_gives_two_texts(sealer: Sealer) -> None:
     """Nobody can see that two builds have the same secrets."""
     assert sealer.seal(SECRETS) != sealer.seal(SECRETS)
@@ -34,6 +41,12 @@ def test_no_secrets_need_no_seal(sealer: Sealer) -> None:
     """A build without secrets keeps none, and opens as such."""
     assert sealer.seal({}) is None
     assert sealer.open(None) == {}
+
+
+def test_another_key_does_not_open_a_single_secret(sealer: Sealer) -> None:
+    """It is refused by the setting's name, as several are."""
+    with pytest.raises(SealError, match="KILN_SECRET_KEY"):
+        Sealer(Sealer.new_key()).open_text(sealer.seal_text("s3cr3t-value"))
 
 
 def test_another_key_does_not_open_it(sealer: Sealer) -> None:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.packer import PackerActivities
     from activities.publication import PublicationActivities
     from activities.record import RecordActivities
+    from activities.snapshot import SnapshotActivities
     from activities.verify import VerifyActivities
     from kiln.models import (
         BuildEnd,
@@ -40,8 +41,7 @@ with workflow.unsafe.imports_passed_through():
         PublishRequest,
     )
     from workflows import options
-
-T = TypeVar("T")
+    from workflows.shielding import shielded
 
 STATUS_ATTRIBUTE = SearchAttributeKey.for_keyword("KilnStatus")
 IMAGE_ATTRIBUTE = SearchAttributeKey.for_keyword("KilnImage")
@@ -59,6 +59,7 @@ class Line:
 
 LINES = {
     BuildKind.MACHINE: Line("Packer", PackerActivities.build, VerifyActivities.publish, CleanupActivities.clean_up),
+    BuildKind.SNAPSHOT: Line("machine", SnapshotActivities.build, VerifyActivities.publish, CleanupActivities.clean_up),
     BuildKind.CONTAINER: Line(
         "container", ContainerActivities.build, PublicationActivities.publish, PublicationActivities.clean_up
     ),
@@ -85,7 +86,7 @@ class BuildImageWorkflow:
 
     @workflow.run
     async def run(self, build: BuildRef) -> BuildEnd:
-        claim = await self._shielded(self._claim(build))
+        claim = await shielded(self._claim(build))
         if not claim.mine:
             return self._not_mine()
         try:
@@ -93,11 +94,11 @@ class BuildImageWorkflow:
             await self._context_arrives(build)
             image = await self._build(build, claim)
             self._refuse_if_cancelled(claim)
-            outcome = await self._shielded(self._publish(build, image))
+            outcome = await shielded(self._publish(build, image))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  whatever it was, the account is cleaned and the row closed
             outcome = self._outcome_of(error)
-        await self._shielded(self._clean_up(build, outcome))
-        self._end = await self._shielded(self._record(build, outcome))
+        await shielded(self._clean_up(build, outcome))
+        self._end = await shielded(self._record(build, outcome))
         return self._close(self._end)
 
     @workflow.query(name="status")
@@ -188,16 +189,6 @@ class BuildImageWorkflow:
         if end.image is not None:
             workflow.upsert_search_attributes([IMAGE_ATTRIBUTE.value_set(end.image.reference)])
         return end
-
-    async def _shielded(self, step: Awaitable[T]) -> T:
-        """Sees a step through, whatever cancellation arrives meanwhile; `_refuse_if_cancelled` honours it after."""
-        task = asyncio.ensure_future(step)
-        while True:
-            try:
-                return await asyncio.shield(task)
-            except asyncio.CancelledError:
-                if task.done():  # the step's own end counts, though the cancel came with it
-                    return task.result()
 
     def _refuse_if_cancelled(self, claim: Claim) -> None:
         if claim.cancelled or workflow.cancellation_reason() is not None:

@@ -9,8 +9,8 @@ from temporalio.client import Client
 from activities.errands import carry_out
 from kiln.errors import KilnError, UnavailableError
 from kiln.models import BuildStatus, HouseTerms
-from kiln.ports import BuildBrief, Ledger, Registry
-from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping
+from kiln.ports import BuildBrief, Ledger, MachineLedger, Registry
+from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping, start_operation
 
 INTERVAL = timedelta(seconds=1)
 # The API starts a build itself right after its commit; the dispatcher waits until it has had the time for it.
@@ -22,8 +22,16 @@ log = logging.getLogger("kiln.dispatch")
 class Dispatcher:
     """Runs in every worker that serves the control queue; several at once do no harm."""
 
-    def __init__(self, ledger: Ledger, client: Client, house: HouseTerms, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: Client,
+        house: HouseTerms,
+        registry: Registry | None = None,
+        machines: MachineLedger | None = None,
+    ) -> None:
         self._ledger = ledger
+        self._machines = machines
         self._client = client
         self._house = house
         self._registry = registry
@@ -46,8 +54,15 @@ class Dispatcher:
             await self._bring(brief)
         for image in await asyncio.to_thread(self._ledger.stuck_deletions, API_PATIENCE):
             await start_deletion(self._client, image)
+        if self._machines is not None:
+            await self._bring_operations(self._machines)
         if self._registry is not None:
             await asyncio.to_thread(run_errands, self._ledger, self._registry)
+
+    async def _bring_operations(self, machines: MachineLedger) -> None:
+        for brief in await asyncio.to_thread(machines.open_operations, API_PATIENCE):
+            if brief.run_id is None:
+                await start_operation(self._client, brief.ref)
 
     async def _bring(self, brief: BuildBrief) -> None:
         if brief.run_id is None and brief.status is BuildStatus.QUEUED:

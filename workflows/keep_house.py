@@ -8,6 +8,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.house import HouseActivities
+    from activities.machine_house import MachineHouse
     from activities.record import RecordActivities
     from kiln.models import BuildEnd, BuildStatus, EndRequest, ErrorCode, Failure, HouseTerms, LostBuild
     from workflows import options
@@ -38,14 +39,24 @@ class KeepHouseWorkflow:
         self._faults.clear()
         await self._attempt(self._look_after_lost_builds())
         await self._attempt(workflow.execute_activity_method(HouseActivities.observe_images, **options.house()))
+        looks_after_machines = workflow.patched("machines")
+        if looks_after_machines:
+            await self._look_after_machines()
         if sweeps:
             await self._attempt(workflow.execute_activity_method(HouseActivities.sweep, **options.house()))
+        if sweeps and looks_after_machines:
+            await self._attempt(workflow.execute_activity_method(MachineHouse.sweep, **options.house()))
         outcome = f"failed: {'; '.join(self._faults)}" if self._faults else "went well"
         workflow.set_current_details(f"the last round, until {workflow.now():%H:%M:%SZ}, {outcome}")
 
     async def _look_after_lost_builds(self) -> None:
         report = await workflow.execute_activity_method(HouseActivities.find_lost_builds, **options.house())
         await asyncio.gather(*(self._attempt(self._close(lost)) for lost in report.lost))
+
+    async def _look_after_machines(self) -> None:
+        await self._attempt(workflow.execute_activity_method(MachineHouse.observe, **options.house()))
+        await self._attempt(workflow.execute_activity_method(MachineHouse.find_lost_operations, **options.house()))
+        await self._attempt(workflow.execute_activity_method(MachineHouse.end_retired, **options.house()))
 
     async def _close(self, lost: LostBuild) -> None:
         """What the workflow would have done at its end."""

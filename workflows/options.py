@@ -7,16 +7,20 @@ from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
 from kiln.models import BuildKind, BuildRef, Claim
-from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
+from kiln.naming import CONTROL_QUEUE, MACHINES_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
 
 CONTEXT_FIRST_PAUSE: Final = timedelta(seconds=5)
 CONTEXT_LONGEST_PAUSE: Final = timedelta(seconds=60)
+SOURCE_FIRST_PAUSE: Final = timedelta(seconds=2)
+SOURCE_LONGEST_PAUSE: Final = timedelta(seconds=60)
 
 # A builder keeps its own deadline in the catalog, over all attempts; this only bounds an activity that lost its mind.
 BUILDER_LIMIT: Final = timedelta(days=2)
 CATALOG_TIMEOUT: Final = timedelta(seconds=30)
 CLOUD_TIMEOUT: Final = timedelta(minutes=10)
 CLOUD_HEARTBEAT: Final = timedelta(seconds=30)
+# Longer than an instance is waited for (activities/machines.py).
+MACHINE_TIMEOUT: Final = timedelta(minutes=30)
 
 # A catalog that is down comes back: nothing is lost by waiting, and everything by giving up.
 CATALOG_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
@@ -51,11 +55,18 @@ def builder(build: BuildRef, claim: Claim) -> dict[str, Any]:
     }
 
 
+QUEUES: Final = {
+    BuildKind.MACHINE: PACKER_QUEUE,
+    BuildKind.SNAPSHOT: MACHINES_QUEUE,
+    BuildKind.TRANSFER: TRANSFER_QUEUE,
+}
+
+
 def builder_queue(build: BuildRef) -> str:
     """Where the builders of this kind, and for a Dockerfile of this platform, listen."""
     if build.kind is BuildKind.CONTAINER:
         return container_queue(build.platform)
-    return TRANSFER_QUEUE if build.kind is BuildKind.TRANSFER else PACKER_QUEUE
+    return QUEUES[build.kind]
 
 
 def accept_context() -> dict[str, Any]:
@@ -76,6 +87,27 @@ def cleanup() -> dict[str, Any]:
         "heartbeat_timeout": CLOUD_HEARTBEAT,
         "retry_policy": CLEANUP_RETRY,
     }
+
+
+def machine_record() -> dict[str, Any]:
+    """A short transaction about a machine."""
+    return {**record(), "task_queue": MACHINES_QUEUE}
+
+
+def machine() -> dict[str, Any]:
+    """Something that EC2 does to an instance, and waiting for it; the activity decides what cannot be helped."""
+    return {
+        "task_queue": MACHINES_QUEUE,
+        "start_to_close_timeout": MACHINE_TIMEOUT,
+        "heartbeat_timeout": CLOUD_HEARTBEAT,
+        "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        "retry_policy": VERIFY_RETRY,
+    }
+
+
+def ending() -> dict[str, Any]:
+    """The end of instances that no machine has any more, retried without limit."""
+    return {**cleanup(), "task_queue": MACHINES_QUEUE}
 
 
 def house() -> dict[str, Any]:

@@ -5,8 +5,15 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from workflows.build_image import BuildImageWorkflow
 from workflows.delete_image import DeleteImageWorkflow
 from workflows.keep_house import KeepHouseWorkflow
+from workflows.operate_machine import PowerMachineWorkflow, RebuildMachineWorkflow
 
-WORKFLOWS = (BuildImageWorkflow, DeleteImageWorkflow, KeepHouseWorkflow)
+WORKFLOWS = (
+    BuildImageWorkflow,
+    DeleteImageWorkflow,
+    KeepHouseWorkflow,
+    RebuildMachineWorkflow,
+    PowerMachineWorkflow,
+)
 
 
 def workflow_runner() -> SandboxedWorkflowRunner:

@@ -14,11 +14,18 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from kiln.errors import UnavailableError
-from kiln.models import BuildRef, BuildStatus, HouseTerms, ImageRef
-from kiln.naming import CONTROL_QUEUE, KEEP_HOUSE_WORKFLOW_ID, build_workflow_id, delete_workflow_id
+from kiln.models import BuildRef, BuildStatus, HouseTerms, ImageRef, OperationRef
+from kiln.naming import (
+    CONTROL_QUEUE,
+    KEEP_HOUSE_WORKFLOW_ID,
+    build_workflow_id,
+    delete_workflow_id,
+    operation_workflow_id,
+)
 from workflows.build_image import STATUS_ATTRIBUTE, BuildImageWorkflow
 from workflows.delete_image import DeleteImageWorkflow
 from workflows.keep_house import KeepHouseWorkflow
+from workflows.operate_machine import PowerMachineWorkflow, RebuildMachineWorkflow
 from workflows.options import fairness
 
 # The row is the order; who cannot reach Temporal within a second leaves it to the dispatcher.
@@ -61,6 +68,27 @@ async def start_deletion(client: Client, image: ImageRef) -> None:
             id=delete_workflow_id(image.image_id),
             task_queue=CONTROL_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            rpc_timeout=START_TIMEOUT,
+        )
+    except (RPCError, RuntimeError) as error:
+        raise UnavailableError("Temporal does not answer") from error
+
+
+async def start_operation(client: Client, ref: OperationRef) -> None:
+    """Starts a machine's operation, or leaves the run that is at it alone. Raises UnavailableError."""
+    attributes = [
+        SearchAttributePair(ORGANIZATION_ATTRIBUTE, ref.organization_id),
+        SearchAttributePair(KIND_ATTRIBUTE, f"machine-{ref.operation}"),
+    ]
+    try:
+        await client.start_workflow(
+            RebuildMachineWorkflow.run if ref.operation.launches else PowerMachineWorkflow.run,
+            ref,
+            id=operation_workflow_id(ref.machine_id, ref.number),
+            task_queue=CONTROL_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=TypedSearchAttributes(attributes),
+            static_summary=f"{ref.operation} of machine {ref.machine_id} of {ref.organization_id}",
             rpc_timeout=START_TIMEOUT,
         )
     except (RPCError, RuntimeError) as error:

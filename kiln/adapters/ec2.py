@@ -1,4 +1,4 @@
-"""EC2 by boto3: the `Cloud` of `kiln.ports`, on AWS or on a simulated EC2.
+"""EC2 by boto3: the `Cloud` and the `MachineCloud` of `kiln.ports`, on AWS or on a simulated EC2.
 
 ec2.py            the port's methods, and whose errors they raise
 ec2_clients.py    boto3's clients, credentials, time-outs and retries
@@ -8,6 +8,7 @@ ec2_ownership.py  which of what is listed a build made
 ec2_removal.py    single removals
 ec2_cleanup.py    one pass over what a build left
 ec2_networks.py   temporary security groups
+ec2_machines.py   the instances of machines
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Final
 from kiln.adapters.ec2_cleanup import Leftovers
 from kiln.adapters.ec2_clients import Ec2Clients
 from kiln.adapters.ec2_errors import CloudRefusedError, CloudUnavailableError, translated
+from kiln.adapters.ec2_machines import Ec2Machines
 from kiln.adapters.ec2_networks import SecurityGroups
 from kiln.adapters.ec2_ownership import BuildFinder
 from kiln.adapters.ec2_reading import Ec2Reader
 from kiln.adapters.ec2_removal import Ec2Remover
 from kiln.naming import INSTALLATION_TAG
-from kiln.ports import Ami, ImageDeletion, Marks, Resource, SecurityGroupRequest
+from kiln.ports import Ami, ImageDeletion, Instance, Launch, Marks, Resource, SecurityGroupRequest
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
@@ -50,6 +52,7 @@ class _Region:
     ec2: EC2Client
     reader: Ec2Reader
     remover: Ec2Remover
+    machines: Ec2Machines
 
 
 class Ec2Cloud:
@@ -59,6 +62,7 @@ class Ec2Cloud:
     CloudRefusedError      no or wrong credentials, no permission, a wrong parameter
     ImageNotFoundError     EC2 has no AMI of this id, where that is not the answer itself
     NotFoundError          the same of another resource
+    RefusedError           an instance's state forbids what it is asked
 
     With `simulated`, EC2 and STS are at `endpoint_url`, and no credentials or settings of the environment are used.
     Without, boto3's usual chain of credentials decides, and `endpoint_url` has to be None. `call_timeout` bounds one
@@ -176,6 +180,75 @@ class Ec2Cloud:
         with self._in(resource.region) as there:
             return there.remover.remove(resource)
 
+    def instances(self, region: str, instance_ids: Collection[str]) -> dict[str, Instance]:
+        """Those of the given instances that EC2 shows, terminated ones too, by id. Complete, or it raises."""
+        with self._in(region) as there:
+            found = there.reader.instances("instance-id", instance_ids)
+        return {each.id: each.instance for each in found}
+
+    def instances_of_machine(self, region: str, installation: str, machine_id: int) -> list[Instance]:
+        """The instances that this installation launched for a machine (they carry `kiln:machine-launch`), less
+        terminated ones, oldest first."""
+        with self._in(region) as there:
+            return there.machines.launched_for(installation, machine_id)
+
+    def launched_instances(self, region: str, installation: str) -> list[Instance]:
+        """All that this installation launched for machines, less terminated ones, oldest first."""
+        with self._in(region) as there:
+            return there.machines.launched(installation)
+
+    def disk_gib(self, region: str, instance_id: str) -> int:
+        """The size of an instance's root volume in GiB; 0 if EC2 shows none."""
+        with self._in(region) as there:
+            return there.machines.disk_gib(instance_id)
+
+    def base_image(self, region: str, owner: str, name: str) -> str | None:
+        """The newest available AMI of an owner (an account, `amazon` or `self`) whose name matches (`*` for any), with
+        an EBS root and hardware virtualization; None if there is none."""
+        with self._in(region) as there:
+            return there.machines.base_image(owner, name)
+
+    def launch(self, region: str, launch: Launch) -> str:
+        """The new instance's id (EC2 `RunInstances`). All its disks go with it. Of more than 50 tags EC2 gets Kiln's,
+        the name and the first others by name; AWS's own (`aws:…`) are left out.
+
+        Raises CapacityError, ImageNotFoundError. A client token whose instance is terminated, or came with another
+        launch, is a CloudRefusedError, and so is a placement that is no more.
+        """
+        with self._in(region) as there:
+            return there.machines.launch(launch)
+
+    def start_instance(self, region: str, instance_id: str) -> None:
+        """Starts a stopped instance; a running one is left alone (EC2 `StartInstances`).
+
+        Raises CapacityError, NotFoundError, RefusedError if it is terminated, CloudUnavailableError while it stops.
+        """
+        with self._in(region) as there:
+            there.machines.start(instance_id)
+
+    def stop_instance(self, region: str, instance_id: str, *, force: bool) -> None:
+        """Stops an instance; a stopped one is left alone (EC2 `StopInstances`).
+
+        Raises NotFoundError, RefusedError if it is terminated, CloudUnavailableError if EC2 refuses while it starts.
+        """
+        with self._in(region) as there:
+            there.machines.stop(instance_id, force=force)
+
+    def terminate_instance(self, region: str, instance_id: str) -> bool:
+        """Asks for an instance's end; True once EC2 shows it as terminated, or does not know it. What EC2 has only just
+        launched it may not know everywhere: then True is no proof. A protected instance is a CloudRefusedError."""
+        with self._in(region) as there:
+            return there.machines.terminate(instance_id)
+
+    def create_image(self, region: str, instance_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the AMI that EC2 begins to make of an instance's disks, without a reboot (EC2 `CreateImage`). On
+        AWS its snapshots are tagged as well.
+
+        Raises NotFoundError, RefusedError if the instance is terminated, ConflictError if an AMI has the name already.
+        """
+        with self._in(region) as there:
+            return there.machines.create_image(instance_id, name, tags)
+
     def _account_of(self, region: str) -> str:
         known = self._accounts.get(region)
         if known is None or known[1] < time.monotonic():
@@ -189,7 +262,9 @@ class Ec2Cloud:
         with translated(region):
             ec2 = self._clients.ec2(region)
             reader = Ec2Reader(ec2, region, partial(self._account_of, region))
-            yield _Region(region, ec2, reader, Ec2Remover(ec2, reader, simulated=self.simulated))
+            remover = Ec2Remover(ec2, reader, simulated=self.simulated)
+            machines = Ec2Machines(ec2, reader, simulated=self.simulated)
+            yield _Region(region, ec2, reader, remover, machines)
 
 
 def _of_build(marks: Marks, resources: list[Resource]) -> list[Resource]:

@@ -16,7 +16,15 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as EndpointError
 from botocore.parsers import ResponseParserError
 
-from kiln.errors import ImageNotFoundError, KilnError, NotFoundError, UnavailableError
+from kiln.errors import (
+    CapacityError,
+    ConflictError,
+    ImageNotFoundError,
+    KilnError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
 
 IMAGE_GONE_CODES: Final = frozenset({"InvalidAMIID.NotFound", "InvalidAMIID.Unavailable"})
 GONE_CODES: Final = IMAGE_GONE_CODES | {
@@ -39,12 +47,36 @@ BUSY_CODES: Final = frozenset(
         "VolumeInUse",
     }
 )
+# EC2's codes for "no room now": https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+CAPACITY_CODES: Final = frozenset(
+    {
+        "InstanceLimitExceeded",
+        "InsufficientCapacity",
+        "InsufficientCapacityOnHost",
+        "InsufficientFreeAddressesInSubnet",
+        "InsufficientHostCapacity",
+        "InsufficientInstanceCapacity",
+        "InsufficientReservedInstanceCapacity",
+        "InsufficientReservedInstancesCapacity",
+        "MaxIOPSLimitExceeded",
+        "MaxSpotInstanceCountExceeded",
+        "ReservationCapacityExceeded",
+        "UnavailableHostRequirements",
+        "UnfulfillableCapacity",
+        "VcpuLimitExceeded",
+        "VolumeLimitExceeded",
+    }
+)
+NAME_TAKEN_CODES: Final = frozenset({"InvalidAMIName.Duplicate"})
+WRONG_STATE_CODES: Final = frozenset({"IncorrectInstanceState"})
 UNAVAILABLE_CODES: Final = frozenset(
     {
         "BandwidthLimitExceeded",
+        "ConcurrentSnapshotLimitExceeded",
         "EC2ThrottledException",
         "InternalError",
         "InternalFailure",
+        "PendingSnapshotLimitExceeded",
         "PriorRequestNotComplete",
         "RequestLimitExceeded",
         "RequestThrottled",
@@ -52,6 +84,7 @@ UNAVAILABLE_CODES: Final = frozenset(
         "RequestTimeout",
         "RequestTimeoutException",
         "ServiceUnavailable",
+        "SnapshotCreationPerVolumeRateExceeded",
         "Throttling",
         "ThrottlingException",
         "TooManyRequestsException",
@@ -70,6 +103,13 @@ _TRANSIENT_ERRORS: Final = (
     ResponseParserError,
 )
 _TEXT_LIMIT: Final = 300
+# The first that has the code.
+_KINDS: Final[tuple[tuple[frozenset[str], type[KilnError]], ...]] = (
+    (IMAGE_GONE_CODES, ImageNotFoundError),
+    (GONE_CODES, NotFoundError),
+    (NAME_TAKEN_CODES, ConflictError),
+    (WRONG_STATE_CODES, RefusedError),
+)
 
 
 class CloudUnavailableError(UnavailableError):
@@ -122,7 +162,8 @@ def is_busy(error: ClientError | None) -> bool:
 def translated(region: str) -> Iterator[None]:
     """Raises Kiln's errors in place of botocore's; the message keeps the action, the region and AWS's code.
 
-    Raises CloudUnavailableError, CloudRefusedError, ImageNotFoundError and NotFoundError.
+    Raises CloudUnavailableError, CloudRefusedError, CapacityError, ConflictError (a name is taken), RefusedError (an
+    instance is in the wrong state), ImageNotFoundError and NotFoundError.
     """
     # Without the cause: Temporal writes causes into histories, and botocore's may repeat signed headers.
     try:
@@ -138,14 +179,20 @@ def translated(region: str) -> Iterator[None]:
 
 def _of_client_error(error: ClientError, region: str) -> KilnError:
     code = code_of(error)
-    message = f"{error.operation_name} in {region}: {_described(error)}"
+    message = told(error, region)
+    if code in CAPACITY_CODES:  # before the status: EC2 says 500 to some of these
+        return CapacityError(message)
     if is_unavailable(error):
         return CloudUnavailableError(message)
-    if code in IMAGE_GONE_CODES:
-        return ImageNotFoundError(message)
-    if code in GONE_CODES:
-        return NotFoundError(message)
+    for codes, kind in _KINDS:
+        if code in codes:
+            return kind(message)
     return CloudRefusedError(message, code=code)
+
+
+def told(error: ClientError, region: str) -> str:
+    """An error as users may read it: the action, the region, AWS's code and words."""
+    return f"{error.operation_name} in {region}: {_described(error)}"
 
 
 def _described(error: ClientError) -> str:

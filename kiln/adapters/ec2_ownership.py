@@ -1,6 +1,7 @@
 """Whose a thing in EC2 is. What is not provably a build's is not the build's: unknown means keep.
 
 Only instances and AMIs are known by the ids in a log: it names snapshots, volumes and groups of the user's as well.
+A machine's instance and volumes are never a build's, even if they were once, or are called as if they were.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class BuildInstances:
     @property
     def source_images(self) -> frozenset[str]:
         """The AMIs that the instances were started from."""
-        return frozenset(instance.image_id for instance in self.found)
+        return frozenset(found.instance.image_id for found in self.found)
 
 
 class BuildFinder:
@@ -128,6 +129,8 @@ class BuildFinder:
     def _is_marked(self, found: Found) -> bool:
         """Whether tags or, where there are none, the name say that it is the build's."""
         installation, build_id = found.tags.get(INSTALLATION_TAG), found.tags.get(BUILD_TAG)
+        if found.is_machines:
+            return False
         if installation is None:
             return build_id in (None, self._marks.build_id) and self._is_named(found)
         if installation != self._marks.installation:
@@ -136,7 +139,7 @@ class BuildFinder:
 
     def _is_unclaimed(self, found: Found) -> bool:
         """Whether neither tags nor name say whose it is."""
-        claims = INSTALLATION_TAG in found.tags or BUILD_TAG in found.tags
+        claims = found.is_machines or INSTALLATION_TAG in found.tags or BUILD_TAG in found.tags
         return not claims and build_of_name(found.resource.name) is None
 
     def _is_named(self, found: Found) -> bool:

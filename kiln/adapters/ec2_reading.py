@@ -10,12 +10,14 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from kiln.naming import BUILD_TAG
-from kiln.ports import Ami, Resource
+from kiln.naming import BUILD_TAG, MACHINE_TAG
+from kiln.ports import Ami, Instance, Placement, Resource
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import (
+        BlockDeviceMappingTypeDef,
+        EbsBlockDeviceTypeDef,
         FilterTypeDef,
         ImageTypeDef,
         InstanceTypeDef,
@@ -39,6 +41,8 @@ GONE_STATES: Final = {
     IMAGE: frozenset({"deregistered"}),
     VOLUME: frozenset({"deleting", "deleted"}),
 }
+# What a machine consists of: with its tag, such a thing is no build's, whatever other tags and names it has.
+MACHINE_KINDS: Final = frozenset({INSTANCE, VOLUME})
 FILTER_VALUES_LIMIT: Final = 200  # of one request (EC2, "Filtering your resources")
 _PAGE_SIZE: Final = 500
 
@@ -66,20 +70,29 @@ class Found:
     def is_gone(self) -> bool:
         return self.state in GONE_STATES.get(self.resource.kind, ())
 
+    @property
+    def is_machines(self) -> bool:
+        """Whether it is a machine's instance or volume."""
+        return _is_machines(self.resource.kind, self.tags)
+
 
 @dataclass(frozen=True)
 class FoundInstance(Found):
-    """`image_id` is the AMI that it was started from."""
+    """`root_volume_id` is "" for an instance without disks: a terminated one."""
 
-    image_id: str
+    instance: Instance
+    root_volume_id: str
 
 
 @dataclass(frozen=True)
 class FoundImage(Found):
-    """`source_instance_id` is the instance that it was made of, "" if it was not made by CreateImage."""
+    """`source_instance_id` is the instance that it was made of, "" if it was not made by CreateImage. `disks` are its
+    EBS disks as EC2 describes them, by device name."""
 
     ami: Ami
     source_instance_id: str
+    root_device: str
+    disks: Mapping[str, EbsBlockDeviceTypeDef]
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class FoundVolume(Found):
     """`attached_to` are ids of instances."""
 
     attached_to: frozenset[str]
+    size_gib: int
 
 
 AnyFound = TypeVar("AnyFound", bound=Found)
@@ -129,6 +143,12 @@ class Ec2Reader:
     def anyones_images(self, name: str, values: Iterable[str]) -> list[FoundImage]:
         """AMIs that the account can see, whoever owns them."""
         return self._images(_chunked(name, values))
+
+    def offered_images(self, owner: str, name: str) -> list[FoundImage]:
+        """An owner's available AMIs for today's instance types, by name, in which `*` stands for anything."""
+        wanted = {"name": name, "state": "available", "root-device-type": "ebs", "virtualization-type": "hvm"}
+        filters: list[FilterTypeDef] = [{"Name": key, "Values": [value]} for key, value in wanted.items()]
+        return self._images([filters], Owners=[owner])
 
     def snapshots(self, name: str, values: Iterable[str]) -> list[FoundSnapshot]:
         """The account's own snapshots (`DescribeSnapshots`)."""
@@ -175,12 +195,20 @@ class Ec2Reader:
         resource = self._resource(
             INSTANCE, instance["InstanceId"], tags, state=instance["State"]["Name"], name=tags.get("Name", "")
         )
-        return FoundInstance(resource, tags, image_id=instance.get("ImageId", ""))
+        root_volume_id = _root_volume_id(instance)
+        return FoundInstance(resource, tags, instance_of(instance, self.region), root_volume_id=root_volume_id)
 
     def _image(self, image: ImageTypeDef) -> FoundImage:
         ami = ami_of(image)
         resource = self._resource(IMAGE, ami.image_id, ami.tags, state=ami.state, name=ami.name)
-        return FoundImage(resource, ami.tags, ami=ami, source_instance_id=image.get("SourceInstanceId", ""))
+        return FoundImage(
+            resource,
+            ami.tags,
+            ami=ami,
+            source_instance_id=image.get("SourceInstanceId", ""),
+            root_device=image.get("RootDeviceName", ""),
+            disks={each.get("DeviceName", ""): each["Ebs"] for each in _ebs_mappings(image)},
+        )
 
     def _snapshot(self, snapshot: SnapshotTypeDef) -> FoundSnapshot:
         tags = _tags(snapshot)
@@ -191,8 +219,8 @@ class Ec2Reader:
     def _volume(self, volume: VolumeTypeDef) -> FoundVolume:
         tags = _tags(volume)
         resource = self._resource(VOLUME, volume["VolumeId"], tags, state=volume.get("State", ""))
-        attachments = volume.get("Attachments", [])
-        return FoundVolume(resource, tags, attached_to=frozenset(each["InstanceId"] for each in attachments))
+        attached_to = frozenset(each["InstanceId"] for each in volume.get("Attachments", []))
+        return FoundVolume(resource, tags, attached_to=attached_to, size_gib=volume.get("Size", 0))
 
     def _key_pair(self, key_pair: KeyPairInfoTypeDef) -> Found:
         tags = _tags(key_pair)
@@ -205,13 +233,13 @@ class Ec2Reader:
     def _resource(
         self, kind: str, resource_id: str, tags: Mapping[str, str], state: str = "", name: str = ""
     ) -> Resource:
-        build_id = tags.get(BUILD_TAG, "")
+        build_id = "" if _is_machines(kind, tags) else tags.get(BUILD_TAG, "")
         return Resource(kind, resource_id, self.region, build_id=build_id, name=name, state=state)
 
 
 def ami_of(image: ImageTypeDef) -> Ami:
     """An AMI as `DescribeImages` shows it; a pending one may lack its snapshots. `size_gib` is the sum of its disks."""
-    disks = [mapping["Ebs"] for mapping in image.get("BlockDeviceMappings", []) if "Ebs" in mapping]
+    disks = [mapping["Ebs"] for mapping in _ebs_mappings(image)]
     created_at = image.get("CreationDate")
     return Ami(
         image_id=image["ImageId"],
@@ -226,6 +254,27 @@ def ami_of(image: ImageTypeDef) -> Ami:
     )
 
 
+def instance_of(instance: InstanceTypeDef, region: str) -> Instance:
+    """An instance as `DescribeInstances` shows it. EC2's launch time is that of the last start; a terminated instance
+    may lack its placement."""
+    return Instance(
+        instance_id=instance["InstanceId"],
+        region=region,
+        state=instance["State"]["Name"],
+        instance_type=instance["InstanceType"],
+        image_id=instance.get("ImageId", ""),
+        launched_at=instance["LaunchTime"].astimezone(UTC),
+        tags=_tags(instance),
+        placement=Placement(
+            subnet_id=instance.get("SubnetId", ""),
+            security_group_ids=tuple(group["GroupId"] for group in instance.get("SecurityGroups", [])),
+            key_name=instance.get("KeyName", ""),
+            instance_profile_arn=instance.get("IamInstanceProfile", {}).get("Arn", ""),
+        ),
+        state_reason=instance.get("StateReason", {}).get("Message", ""),
+    )
+
+
 def unique(found: Iterable[AnyFound]) -> list[AnyFound]:
     """The things without repetitions, in the order of their first appearance."""
     return list({each.id: each for each in found}.values())
@@ -234,6 +283,21 @@ def unique(found: Iterable[AnyFound]) -> list[AnyFound]:
 def _tags(thing: Mapping[str, Any]) -> dict[str, str]:
     tags: Collection[TagTypeDef] = thing.get("Tags", [])
     return {tag["Key"]: tag["Value"] for tag in tags}
+
+
+def _is_machines(kind: str, tags: Mapping[str, str]) -> bool:
+    return kind in MACHINE_KINDS and MACHINE_TAG in tags
+
+
+def _ebs_mappings(image: ImageTypeDef) -> list[BlockDeviceMappingTypeDef]:
+    return [mapping for mapping in image.get("BlockDeviceMappings", []) if "Ebs" in mapping]
+
+
+def _root_volume_id(instance: InstanceTypeDef) -> str:
+    mappings = instance.get("BlockDeviceMappings", [])
+    volumes = {each["DeviceName"]: each["Ebs"]["VolumeId"] for each in mappings if "Ebs" in each}
+    # moto calls every instance's root device /dev/sda1; the root is the first in the list.
+    return volumes.get(instance.get("RootDeviceName", "")) or next(iter(volumes.values()), "")
 
 
 def _origin(description: str) -> tuple[str, str]:

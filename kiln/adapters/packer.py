@@ -88,7 +88,7 @@ class PackerRuns:
 
     def prepare(self, order: Order, security_group_id: str) -> PackerJob:
         """Writes the variable file and returns the run. Raises InvalidRequestError if the template is no more."""
-        template = self._templates.find(order.machine.template)
+        template = self._templates.of_build(order.machine.template)
         folder = new_run_dir(self._place.work_dir, "packer")
         try:
             self._write_variables(folder / VARIABLE_FILE, order, template, security_group_id)

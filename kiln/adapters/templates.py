@@ -1,6 +1,7 @@
 """Packer templates that builds may use, and the variables that each declares.
 
-A template runs code on the worker, so only Kiln's own (`builtin://`) and the operator's (`operator://`) are run.
+A template runs code on the worker, so only Kiln's own (`builtin://`) and the operator's (`operator://`) are run, and
+`kiln://workstation`, which no request may name.
 """
 
 import json
@@ -14,11 +15,13 @@ import hcl2
 from lark.exceptions import LarkError
 
 from kiln.errors import InvalidRequestError, KilnError
-from kiln.naming import RESERVED_VARIABLE_PREFIX
+from kiln.naming import RESERVED_VARIABLE_PREFIX, WORKSTATION_TEMPLATE
 from kiln.redact import is_secret_name
 
 BUILTIN_FILES = {"default-ec2": "agent.pkr.hcl"}
 BUILTIN_SOURCE = "amazon-ebs.agent"
+WORKSTATION_FILE = "workstation.pkr.hcl"
+WORKSTATION_SOURCE = "amazon-ebs.workstation"
 REQUIRED_OF_OPERATORS = ("kiln_image_name", "kiln_key_pair_name", "kiln_security_group_id", "kiln_tags")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TEMPLATE_SUFFIXES = (".pkr.hcl", ".pkr.json")
@@ -57,7 +60,7 @@ class Templates:
         self._parsed: dict[Path, tuple[tuple[float, ...], Template]] = {}
 
     def find(self, source: str) -> Template:
-        """The template of a source. Raises InvalidRequestError that names `template_source`."""
+        """The template that a request names. Raises InvalidRequestError that names `template_source`."""
         scheme, separator, name = source.partition("://")
         if not separator or scheme not in ("builtin", "operator"):
             raise InvalidRequestError(
@@ -68,6 +71,12 @@ class Templates:
         if not NAME.fullmatch(name):
             raise InvalidRequestError("template_source", f"{name!r} is not the name of a template")
         return self._builtin(source, name) if scheme == "builtin" else self._operator(source, name)
+
+    def of_build(self, source: str) -> Template:
+        """The template of a build that was accepted: of any source that `find` knows, or Kiln's own. Raises as `find`."""
+        if source == WORKSTATION_TEMPLATE:
+            return self._load(source, self._builtin_dir / WORKSTATION_FILE, only=WORKSTATION_SOURCE)
+        return self.find(source)
 
     def _builtin(self, source: str, name: str) -> Template:
         if name not in BUILTIN_FILES:

@@ -1,14 +1,19 @@
-"""Organizations and API keys. A key is `amk_` and 80 hex digits; the catalog keeps its hash only."""
+"""Organizations and API keys. A plain key is `amk_` and 80 hex digits, and the catalog keeps its hash only.
+
+An HMAC key is an id that is sent, `hk_` and 32 hex digits, and a secret of 64 that never is: requests are signed with it
+(`api/signed.py`), so the catalog keeps it, sealed. Neither kind opens what the other does.
+"""
 
 import hashlib
 import re
 import secrets
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog import tags
@@ -17,6 +22,9 @@ from kiln.errors import InvalidRequestError
 
 KEY_PREFIX = "amk_"
 KEY_HEX_DIGITS = 80
+HMAC_PREFIX = "hk_"
+HMAC_ID_HEX_DIGITS = 32
+HMAC_SECRET_HEX_DIGITS = 64
 HINT_LENGTH = 12
 DEFAULT_ORGANIZATION = "default"
 # A path component of the OCI distribution specification; at most a DNS label's length.
@@ -32,6 +40,13 @@ SCOPES = (
     "runners:read",
     "admin",
 )
+
+
+class KeyKind(StrEnum):
+    """How a key is shown: sent as it is, or by a signature made with its secret."""
+
+    PLAIN = "plain"
+    HMAC = "hmac"
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,13 @@ class KnownKey:
 
     identity: Identity
     usable: bool
+
+
+@dataclass(frozen=True)
+class KnownHmacKey(KnownKey):
+    """An HMAC key that exists, with its secret as `create_hmac` was given it sealed."""
+
+    sealed_secret: bytes
 
 
 def ensure_organization(tx: Session, slug: str) -> Organization:
@@ -85,19 +107,44 @@ def create(
 ) -> tuple[ApiKey, str]:
     """A new key's row and the key itself, which nobody can read again."""
     plain = KEY_PREFIX + secrets.token_hex(KEY_HEX_DIGITS // 2)
-    row = ApiKey(
+    row = _new_row(organization, name, plain, scopes, expires_at)
+    tx.add(row)
+    tx.flush()
+    return row, plain
+
+
+def create_hmac(  # noqa: PLR0913, PLR0917  what a key is made of
+    tx: Session,
+    organization: Organization,
+    name: str,
+    scopes: Collection[str],
+    expires_at: datetime | None,
+    seal: Callable[[str], bytes],
+) -> tuple[ApiKey, str, str]:
+    """A new HMAC key's row, its id and its secret, which only `seal` makes fit to be kept."""
+    key = HMAC_PREFIX + secrets.token_hex(HMAC_ID_HEX_DIGITS // 2)
+    secret = secrets.token_hex(HMAC_SECRET_HEX_DIGITS // 2)
+    row = _new_row(organization, name, key, scopes, expires_at)
+    row.kind, row.sealed_secret = KeyKind.HMAC.value, seal(secret)
+    tx.add(row)
+    tx.flush()
+    return row, key, secret
+
+
+def _new_row(
+    organization: Organization, name: str, sent: str, scopes: Collection[str], expires_at: datetime | None
+) -> ApiKey:
+    return ApiKey(
         id=str(uuid.uuid4()),
         organization_id=organization.id,
         name=name,
-        hash=_hash(plain),
-        hint=plain[:HINT_LENGTH],
+        kind=KeyKind.PLAIN.value,
+        hash=_hash(sent),
+        hint=sent[:HINT_LENGTH],
         scopes=sorted(scopes),
         created_at=datetime.now(UTC),
         expires_at=expires_at,
     )
-    tx.add(row)
-    tx.flush()
-    return row, plain
 
 
 def listing(session: Session) -> Sequence[tuple[ApiKey, str]]:
@@ -118,15 +165,44 @@ def disable(tx: Session, key_id: str) -> bool:
 
 
 def identify(session: Session, plain: str) -> KnownKey | None:
-    """Whose key this is; None if it is nobody's."""
-    query = select(ApiKey, Organization.slug).join(Organization).where(ApiKey.hash == _hash(plain))
-    found = session.execute(query).first()
-    if found is None:
-        return None
-    row, slug = found
-    identity = Identity(row.id, row.organization_id, slug, frozenset(row.scopes))
-    expired = row.expires_at is not None and row.expires_at <= datetime.now(UTC)
-    return KnownKey(identity, usable=row.disabled_at is None and not expired)
+    """Whose plain key this is; None if it is nobody's, or an HMAC key's id."""
+    found = _sent(session, plain, KeyKind.PLAIN)
+    return None if found is None else KnownKey(_identity(found), _is_usable(found))
+
+
+def find_hmac(session: Session, key: str) -> KnownHmacKey | None:
+    """Whose HMAC key has this id; None if it is nobody's, or a plain key."""
+    found = _sent(session, key, KeyKind.HMAC)
+    return None if found is None else KnownHmacKey(_identity(found), _is_usable(found), found.sealed_secret)
+
+
+# Columns rather than mapped rows, and built once: every request asks this.
+_SENT = (
+    select(
+        ApiKey.id,
+        ApiKey.organization_id,
+        ApiKey.scopes,
+        ApiKey.expires_at,
+        ApiKey.disabled_at,
+        ApiKey.sealed_secret,
+        Organization.slug,
+    )
+    .join(Organization)
+    .where(ApiKey.hash == bindparam("sent_hash"), ApiKey.kind == bindparam("sent_kind"))
+)
+
+
+def _sent(session: Session, text: str, kind: KeyKind) -> Row[*tuple[object, ...]] | None:
+    return session.execute(_SENT, {"sent_hash": _hash(text), "sent_kind": kind.value}).first()
+
+
+def _identity(found: Row[*tuple[object, ...]]) -> Identity:
+    return Identity(found.id, found.organization_id, found.slug, frozenset(found.scopes))
+
+
+def _is_usable(found: Row[*tuple[object, ...]]) -> bool:
+    expired = found.expires_at is not None and found.expires_at <= datetime.now(UTC)
+    return found.disabled_at is None and not expired
 
 
 def _hash(plain: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from kiln.catalog import attempts, builds, contexts, errands, idempotency, images, tags
+from kiln.catalog import attempts, builds, contexts, errands, idempotency, images, nonces, tags
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Build, Organization
 from kiln.models import (
@@ -260,6 +260,7 @@ class CatalogLedger:
     def tidy(self) -> None:
         with self._catalog.transaction() as tx:
             idempotency.forget_old(tx)
+            nonces.forget_old(tx)
 
 
 def _target_of(row: Build) -> Target:

@@ -57,6 +57,11 @@ class Catalog:
         self._dsn = database_url(dsn, "KILN_CATALOG_URL").render_as_string(hide_password=False)
         self.engine = _make_engine(self._dsn, pool_size)
 
+    @property
+    def writes_one_by_one(self) -> bool:
+        """Whether a transaction waits until no other one writes."""
+        return self.engine.dialect.name == "sqlite"
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A session for reading only; whatever it is made to write is rolled back."""

@@ -32,6 +32,7 @@ from kiln.ports.ledger import (
 )
 from kiln.ports.logs import End, Gap, LogBook, LogLine, LogReading, LogWriting
 from kiln.ports.machines import (
+    Holdings,
     Instance,
     Launch,
     LivingMachine,
@@ -65,6 +66,7 @@ __all__ = [
     "Footprint",
     "Gap",
     "Held",
+    "Holdings",
     "ImageDeletion",
     "ImageFacts",
     "Instance",

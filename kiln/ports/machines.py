@@ -65,6 +65,10 @@ class MachineCloud(Protocol):
         terminated ones, oldest first. One that was taken in is not among them."""
         ...
 
+    def launched_instances(self, region: str, installation: str) -> list[Instance]:
+        """All that this installation launched for machines (they carry `kiln:machine-launch`), less terminated ones."""
+        ...
+
     def disk_gib(self, region: str, instance_id: str) -> int:
         """The size of an instance's root volume in GiB; 0 if EC2 shows none."""
         ...
@@ -151,12 +155,24 @@ class LivingMachine:
 
 @dataclass(frozen=True)
 class Retired:
-    """An instance that is to be terminated."""
+    """An instance that is to be terminated; `retired_at` is the catalog's to fill in."""
 
     machine_id: int
     instance_id: str
     region: str
     account: str
+    retired_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a machine has in EC2, or is about to have. While an operation is open, it may have launched an instance that
+    is not among `instance_ids` yet. `account` is None if nothing was ever made for it."""
+
+    region: str
+    account: str | None
+    instance_ids: frozenset[str]
+    operation_open: bool
 
 
 class MachineLedger(Protocol):
@@ -229,7 +245,6 @@ class MachineLedger(Protocol):
         written later than that."""
         ...
 
-    def wanted_instances(self, machine_id: int) -> frozenset[str] | None:
-        """The instances that a machine has or is about to have; None if there is no such machine, or an operation of it
-        is open and may have launched what it has not noted yet."""
+    def holdings(self, machine_id: int) -> Holdings | None:
+        """What a machine has in EC2; None if there is no such machine."""
         ...

@@ -10,6 +10,7 @@ export LC_ALL=C
 KILN_PROVIDER=${KILN_PROVIDER:-}
 KILN_AGENT_VERSION=${KILN_AGENT_VERSION:-latest}
 KILN_AGENT_USER=${KILN_AGENT_USER:-agent}
+KILN_SOFTWARE=${KILN_SOFTWARE:-}
 KILN_EXTRA_PACKAGES=${KILN_EXTRA_PACKAGES:-}
 KILN_NPM_REGISTRY=${KILN_NPM_REGISTRY:-}
 KILN_NPM_TOKEN=${KILN_NPM_TOKEN:-}
@@ -23,9 +24,14 @@ fail() {
     exit 1
 }
 
-# The template checks the same; these scripts also serve templates that don't.
+# The templates check the same; these scripts also serve templates that don't.
 check_settings() {
     check_provider
+    check_common_settings
+}
+
+# What every image is made with, whatever comes into it.
+check_common_settings() {
     [[ $KILN_AGENT_VERSION =~ ^[0-9A-Za-z][0-9A-Za-z._+-]*$ ]] || fail "not a version: '$KILN_AGENT_VERSION'"
     [[ $KILN_AGENT_USER =~ ^[a-z_][a-z0-9_-]{0,31}$ ]] || fail "not a user name: '$KILN_AGENT_USER'"
     [[ $KILN_AGENT_USER != root ]] || fail "the agent must not run as root"
@@ -39,6 +45,16 @@ check_provider() {
     known=$(cd "$SCRIPTS/agents" && printf '%s ' *.sh | sed 's/\.sh//g; s/ $//; s/ /, /g')
     [[ $KILN_PROVIDER =~ ^[a-z][a-z-]*$ && -f $SCRIPTS/agents/$KILN_PROVIDER.sh ]] ||
         fail "unknown provider '$KILN_PROVIDER'; known are $known"
+}
+
+# One script's name a line, in the order that was asked for.
+software() {
+    local name names
+    IFS=$' ,\t\n' read -r -d '' -a names <<<"$KILN_SOFTWARE" || true
+    for name in "${names[@]}"; do
+        [[ $name =~ ^[a-z0-9][a-z0-9-]*$ && -f $SCRIPTS/software/$name.sh ]] || fail "unknown software '$name'"
+        echo "$name"
+    done
 }
 
 # One package name a line. A trailing - would make apt remove the package, and anything else might be an option.
@@ -79,6 +95,40 @@ as_agent_user() {
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@" </dev/null
 }
 
+# All that a command says to the agent's user, in a home for the time of the test, so that no program's first start is in
+# the image. Fails as the command does. $@: the command
+answer_to_agent_user() {
+    local home code=0
+    home=$(mktemp -d -p /var/tmp)
+    chown "$KILN_AGENT_USER" "$home"
+    as_agent_user "$home" timeout 60 "$@" 2>&1 || code=$?
+    rm -rf "$home"
+    return "$code"
+}
+
+# The proof that a program works for who is not root. $@: the command that prints its version
+prove() {
+    local answer version
+    answer=$(answer_to_agent_user "$@") || fail "$* fails as user $KILN_AGENT_USER: ${answer##*$'\n'}"
+    # The first line with a version in it: some print notes and times before.
+    version=$(grep --max-count 1 --extended-regexp '(^|[^0-9:.])[0-9]+\.[0-9]+' <<<"$answer") ||
+        fail "$* names no version: ${answer##*$'\n'}"
+    say "$* answers as user $KILN_AGENT_USER: $version"
+}
+
+# Installs packages of the distribution. $@: their names
+install_from_apt() {
+    say "installing $*"
+    apt_get install "$@" || fail "apt-get could not install: $*"
+}
+
+# Fetches what only a vendor's own site has. $1: what is to be installed; $2: the address; $3: the file to write
+fetch() {
+    local reason
+    reason=$(curl --fail --silent --show-error --location --connect-timeout 15 --max-time 300 --output "$3" "$2" 2>&1) ||
+        fail "$1 cannot be installed: $2 cannot be fetched: ${reason##*$'\n'}"
+}
+
 installed_packages() {
     dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' | sed -n 's/^ii *//p' | sort
 }
@@ -91,6 +141,13 @@ trust_ca_bundle() {
     cat "$extra" "$SYSTEM_CA_BUNDLE" >"$all" 2>/dev/null || true
     chmod 644 "$all"
     export CURL_CA_BUNDLE=$all SSL_CERT_FILE=$all NODE_EXTRA_CA_CERTS=$all
+}
+
+# Removes what only a step of the build needed. $1: what installed_packages said before it
+purge_packages_since() {
+    local new
+    mapfile -t new < <(comm -13 <(echo "$1") <(installed_packages))
+    apt_get purge "${new[@]}" || fail "apt-get could not remove again: ${new[*]}"
 }
 
 # The token stays in the environment: the file only says where npm finds it.
@@ -114,6 +171,13 @@ install_from_npm() {
     say "installing $1@$KILN_AGENT_VERSION"
     npm install --global --loglevel=error "$1@$KILN_AGENT_VERSION" ||
         fail "npm could not install $1@$KILN_AGENT_VERSION from $(npm config get registry)"
+}
+
+# Installs an agent at its latest version, and proves it. $1: a file of agents/, without .sh
+install_agent() {
+    export KILN_PROVIDER=$1 KILN_AGENT_VERSION=latest
+    bash "$SCRIPTS/agents/$1.sh"
+    bash "$SCRIPTS/verify.sh"
 }
 
 trust_ca_bundle

@@ -42,14 +42,13 @@ CONTROL
 
 # Fetches Node.js and npm with the distribution's npm. $1: the npm package with Node.js
 fetch_node() {
-    local before new
+    local before
     before=$(installed_packages)
     apt_get install "$(stand_in_package)" npm || fail "apt-get could not install npm"
     set_up_npm
     npm install --prefix "$STAGING" --loglevel=error "$1@$NODE_MAJOR" "npm@$NPM_MAJOR" >/dev/null ||
         fail "npm could not fetch $1@$NODE_MAJOR and npm@$NPM_MAJOR from $(npm config get registry)"
-    mapfile -t new < <(comm -13 <(echo "$before") <(installed_packages))
-    apt_get purge "${new[@]}" || fail "apt-get could not remove the distribution's npm again"
+    purge_packages_since "$before"
 }
 
 # $1: the npm package with Node.js

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from support.api_server import RunningApi, settings_for
+from support.containers import Keeper, KilnsRegistry, Owner, kilns_registry, waiting_errands
 from support.dev_temporal import DevTemporal, running_temporal
+from support.ports import free_ports
 from support.rows import fresh_database
 from support.tenants import Tenant
 
@@ -66,3 +68,61 @@ def neighbour(api: RunningApi) -> Iterator[Tenant]:
     tenant = Tenant(api)
     yield tenant
     tenant.close()
+
+
+@pytest.fixture
+def owner(api: RunningApi) -> Iterator[Owner]:
+    """An organization that uses container-images."""
+    owner = Owner(api)
+    yield owner
+    owner.close()
+
+
+@pytest.fixture
+def stranger(api: RunningApi) -> Iterator[Owner]:
+    """Another one on the same server."""
+    stranger = Owner(api)
+    yield stranger
+    stranger.close()
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilnsRegistry]:
+    with kilns_registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def registry_api(
+    tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal, registry: KilnsRegistry
+) -> Iterator[RunningApi]:
+    """A server with a registry."""
+    changes = {"registry": registry.host, "registry_token_key": registry.key_file}
+    with RunningApi(settings_for(tmp_path_factory.mktemp("api"), temporal.port, **changes)) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def lonely_api(
+    tmp_path_factory: pytest.TempPathFactory, temporal: DevTemporal, registry: KilnsRegistry
+) -> Iterator[RunningApi]:
+    """A server whose registry does not answer."""
+    changes = {"registry": f"127.0.0.1:{free_ports(1)[0]}", "registry_token_key": registry.key_file}
+    with RunningApi(settings_for(tmp_path_factory.mktemp("lonely"), temporal.port, **changes)) as api:
+        yield api
+
+
+@pytest.fixture
+def keeper(registry_api: RunningApi, registry: KilnsRegistry) -> Iterator[Keeper]:
+    keeper = Keeper(registry_api, registry)
+    yield keeper
+    keeper.close()
+    assert waiting_errands(registry_api, keeper.slug) == []
+
+
+@pytest.fixture
+def rival(registry_api: RunningApi, registry: KilnsRegistry) -> Iterator[Keeper]:
+    """Another organization on the server with a registry."""
+    rival = Keeper(registry_api, registry)
+    yield rival
+    rival.close()

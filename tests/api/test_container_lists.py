@@ -1,28 +1,12 @@
 """The list of container images over HTTP: pages, namespaces, search, and the tag that a row is."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from kiln.models import Api, OwnerType
-from support.api_server import RunningApi
 from support.containers import IMAGES, Owner
 from support.tenants import on_both_databases
-
-
-@pytest.fixture
-def owner(api: RunningApi) -> Iterator[Owner]:
-    owner = Owner(api)
-    yield owner
-    owner.close()
-
-
-@pytest.fixture
-def stranger(api: RunningApi) -> Iterator[Owner]:
-    stranger = Owner(api)
-    yield stranger
-    stranger.close()
 
 
 def team(owner: Owner, name: str) -> Any:

@@ -1,6 +1,7 @@
 """The OpenAPI document: complete, and what the server does is what it says."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from kiln.catalog.tables import Build
 from support.api_server import RunningApi, settings_for
 from support.containers import kilns_registry
 from support.dev_temporal import DevTemporal
+from support.organization import OrganizationTenant
+from support.signing import ORGANIZATION_API
 from support.tenants import Tenant
 
 REGIONS = ("us-east-1", "eu-central-1")
@@ -49,6 +52,18 @@ OPERATIONS = {
     ("get", "/v5/builds/{build_id}"): KEYED | {200, 404, 422},
     ("post", "/v5/builds/{build_id}/cancel"): KEYED | {202, 404, 422},
     ("get", "/v5/builds/{build_id}/logs"): KEYED | {200, 404, 422},
+    ("get", f"{ORGANIZATION_API}/images"): KEYED | {200, 400},
+    ("post", f"{ORGANIZATION_API}/images"): KEYED | {200, 400, 404, 409, 413},
+    ("post", f"{ORGANIZATION_API}/images/install"): KEYED | {200, 400, 404, 409, 413},
+    ("get", f"{ORGANIZATION_API}/images/{{image_id}}"): KEYED | {200, 404},
+    ("delete", f"{ORGANIZATION_API}/images/{{image_id}}"): KEYED | {200, 400, 404},
+    ("post", f"{ORGANIZATION_API}/images/{{image_id}}/assign"): KEYED | {200, 400, 404, 413},
+    ("get", f"{ORGANIZATION_API}/software"): KEYED | {200},
+    ("get", f"{ORGANIZATION_API}/machines"): KEYED | {200, 400},
+    ("post", f"{ORGANIZATION_API}/machines"): KEYED | {200, 400, 404, 409, 413},
+    ("get", f"{ORGANIZATION_API}/machines/{{machine_id}}"): KEYED | {200, 404},
+    ("post", f"{ORGANIZATION_API}/machines/{{machine_id}}/start"): KEYED | {200, 400, 404, 413},
+    ("post", f"{ORGANIZATION_API}/machines/{{machine_id}}/stop"): KEYED | {200, 400, 404, 413},
     ("get", "/registry/token"): {200, 401, 422, 500, 503},
     ("post", "/registry/token"): {200, 401, 413, 422, 500, 503},
     ("get", "/api/v1/builds"): KEYED | {200, 422},
@@ -63,6 +78,7 @@ TAGS = (
     ["machine-images"],
     ["container-images"],
     ["cloud-builds"],
+    ["organization-images"],
     ["registry"],
     ["kiln"],
     ["operations"],
@@ -70,6 +86,7 @@ TAGS = (
 SECURITY = {
     "api": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
     "v5": [{"APIKeyHeader": []}],
+    "organization-management": [{"HMAC": []}],
     "registry": [{"HTTPBasic": []}],
 }
 # A signed URL is itself the right to use it.
@@ -120,7 +137,7 @@ def test_an_operation_knows_its_answers(document: dict[str, Any], method: str, p
     operation = document["paths"][path][method]
     assert {int(status) for status in operation["responses"]} == OPERATIONS[method, path]
     for status, answer in operation["responses"].items():
-        if int(status) >= 400 and path.startswith("/api/"):
+        if int(status) >= 400 and path.startswith(("/api/", ORGANIZATION_API)):
             content = answer["content"]["application/json"]
             schema = Draft202012Validator({**content["schema"], "components": document["components"]})
             assert schema.is_valid(content["example"])
@@ -270,22 +287,42 @@ def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monke
         place = {"registry": registry.host, "registry_token_key": registry.key_file}
         changes = {"regions": REGIONS, "transfer_registries": REGISTRIES, **UNLIMITED, **place}
         settings = settings_for(tmp_path / "home", temporal.port, **changes)
-        with RunningApi(settings) as api, ending_builds(api):
-            tenant = Tenant(api)
+        with RunningApi(settings) as api:
+            tenant = OrganizationTenant(api)
             tenant.write_log(tenant.succeeded(), "one", "two", status="succeeded")
-            _schemathesis(api.url, tenant, tmp_path, "--exclude-path-regex=^/v5/", "Authorization: Bearer {key}")
-            # Which parts and cursors go together is more than the document can say.
-            cloud = ("--include-path-regex=^/v5/", f"--checks={ANSWER_CHECKS}", "--phases=coverage,fuzzing")
-            _schemathesis(api.url, tenant, tmp_path, *cloud, "x-api-key: {key}", "x-selected-account-id: {account}")
+            with ending_builds(api):
+                elsewhere = f"--exclude-path-regex=^(/v5|{ORGANIZATION_API})/"
+                _schemathesis(api.url, tenant, tmp_path, elsewhere, "Authorization: Bearer {key}")
+                # Which parts and cursors go together is more than the document can say.
+                answers = (f"--checks={ANSWER_CHECKS}", "--phases=coverage,fuzzing")
+                cloud = ("--include-path-regex=^/v5/", *answers)
+                _schemathesis(api.url, tenant, tmp_path, *cloud, "x-api-key: {key}", "x-selected-account-id: {account}")
+                # Nor which machines are off.
+                _schemathesis(api.url, tenant, tmp_path, f"--include-path-regex=^{ORGANIZATION_API}/", *answers)
+            assert tenant.get("/machines")["count"] > 0
             tenant.close()
 
 
-def _schemathesis(url: str, tenant: Tenant, folder: Path, *options: str) -> None:
-    """Options that are no options are headers."""
+def _schemathesis(url: str, tenant: OrganizationTenant, folder: Path, *options: str) -> None:
+    """Options that are no options are headers; without any, requests are signed."""
     argv = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", *OPTIONS]
-    for option in options:
-        said = option.format(key=tenant.key, account=tenant.organization_id)
-        argv += [said] if said.startswith("--") else ["--header", said]
-    run = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=SCHEMATHESIS_SECONDS, check=False)
+    headers = [option.format(key=tenant.key, account=tenant.organization_id) for option in options if option[0] != "-"]
+    argv += [option for option in options if option[0] == "-"]
+    for header in headers:
+        argv += ["--header", header]
+    environment = os.environ if headers else {**os.environ, **_signing(tenant)}
+    run = subprocess.run(
+        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=SCHEMATHESIS_SECONDS, check=False
+    )
     assert run.returncode == 0, run.stdout
     assert "No issues found" in run.stdout
+
+
+def _signing(tenant: OrganizationTenant) -> dict[str, str]:
+    """The environment in which schemathesis signs what it sends."""
+    return {
+        "SCHEMATHESIS_HOOKS": "support.signing_hooks",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "KEY": tenant.signed.key,
+        "SECRET": tenant.signed.secret,
+    }

@@ -11,6 +11,7 @@ import pytest
 from api import machine_images
 from kiln.catalog import attempts, images
 from support.api_server import RunningApi, settings_for
+from support.organization import OrganizationTenant
 from support.ports import free_ports
 from support.rows import new_ami_id
 from support.tenants import Tenant
@@ -124,3 +125,14 @@ def test_readiness_names_temporal(api: RunningApi) -> None:
 def test_probes_and_metrics_are_there(api: RunningApi) -> None:
     """The process is alive, and counts."""
     assert api.http.get("/healthz").status_code == api.http.get("/metrics").status_code == 200
+
+
+def test_machines_are_ordered(api: RunningApi) -> None:
+    """Their rows are the orders as well."""
+    tenant = OrganizationTenant(api)
+    machine_id = tenant.new_machine()
+    (created,) = tenant.post("/machines")["machines"]
+    tenant.post(f"/machines/{machine_id}/start")
+    statuses = [tenant.machine(each)["friendly_status"] for each in (created["attributes"]["id"], machine_id)]
+    assert statuses == ["creating", "turning_on"]
+    tenant.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kiln.catalog.ledger import CatalogLedger
+from kiln.catalog.machine_ledger import CatalogMachineLedger
 from kiln.catalog.session import Catalog
 from kiln.models import Claim
 from kiln.sealing import Sealer
@@ -78,3 +79,8 @@ def sealer() -> Sealer:
 @pytest.fixture
 def ledger(catalog: Catalog, sealer: Sealer) -> CatalogLedger:
     return CatalogLedger(catalog, sealer, Claim(mine=False, heartbeat_timeout_seconds=7, max_attempts=5))
+
+
+@pytest.fixture
+def machine_ledger(catalog: Catalog) -> CatalogMachineLedger:
+    return CatalogMachineLedger(catalog)

@@ -1,11 +1,12 @@
 """API keys: who may do what, and what the catalog knows of them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from kiln.catalog import keys
-from kiln.catalog.keys import SCOPES, Identity, KnownKey
+from kiln.catalog.keys import SCOPES, Identity, KnownHmacKey, KnownKey
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import ApiKey
 from kiln.errors import InvalidRequestError
@@ -20,6 +21,22 @@ def create(
 ) -> tuple[ApiKey, str]:
     with catalog.transaction() as tx:
         return keys.create(tx, keys.ensure_organization(tx, "acme"), "a key", scopes, expires_at)
+
+
+def create_hmac(
+    catalog: Catalog,
+    sealer: Sealer,
+    scopes: tuple[str, ...] = ("organization:read",),
+    expires_at: datetime | None = None,
+) -> tuple[ApiKey, str, str]:
+    with catalog.transaction() as tx:
+        owner = keys.ensure_organization(tx, "acme")
+        return keys.create_hmac(tx, owner, "a key", scopes, expires_at, sealer.seal_text)
+
+
+def find_hmac(catalog: Catalog, key: str) -> KnownHmacKey | None:
+    with catalog.read() as session:
+        return keys.find_hmac(session, key)
 
 
 def identify(catalog: Catalog, plain: str) -> KnownKey | None:
@@ -58,6 +75,62 @@ def test_the_plain_key_is_nowhere_in_the_catalog(catalog: Catalog) -> None:
     assert row.hint in everything
     assert plain not in everything
     assert plain[4:] not in everything
+
+
+def test_an_hmac_key_is_an_id_and_a_secret(catalog: Catalog, sealer: Sealer) -> None:
+    """`hk_` and 32 hex digits are sent; 64 hex digits never are."""
+    row, key, secret = create_hmac(catalog, sealer)
+    assert re.fullmatch("hk_[0-9a-f]{32}", key)
+    assert re.fullmatch("[0-9a-f]{64}", secret)
+    assert (row.kind, row.hint) == ("hmac", key[:12])
+
+
+def test_no_two_hmac_keys_share_anything(catalog: Catalog, sealer: Sealer) -> None:
+    """Neither an id nor a secret is given twice."""
+    made = [create_hmac(catalog, sealer)[1:] for _ in range(2)]
+    assert len({text for pair in made for text in pair}) == 4
+
+
+def test_an_hmac_keys_secret_is_kept_sealed(catalog: Catalog, sealer: Sealer) -> None:
+    """A dump of all tables holds neither the id nor the secret; the installation's key opens the secret again."""
+    row, key, secret = create_hmac(catalog, sealer)
+    with catalog.read() as session:
+        everything = dump(session)
+    assert row.id in everything
+    assert key not in everything
+    assert secret not in everything
+    known = find_hmac(catalog, key)
+    assert known is not None
+    assert sealer.open_text(known.sealed_secret) == secret
+
+
+def test_an_hmac_key_says_whose_it_is(catalog: Catalog, sealer: Sealer) -> None:
+    """As a plain key does."""
+    row, key, _ = create_hmac(catalog, sealer, ("organization:write",))
+    known = find_hmac(catalog, key)
+    assert known is not None
+    assert known.identity == Identity(row.id, row.organization_id, "acme", frozenset({"organization:write"}))
+    assert known.usable
+
+
+def test_an_hmac_key_that_was_shut_is_known(catalog: Catalog, sealer: Sealer) -> None:
+    """By its expiry, or by being disabled."""
+    now = datetime.now(UTC)
+    expired, disabled = create_hmac(catalog, sealer, expires_at=now - HOUR), create_hmac(catalog, sealer)
+    disable(catalog, disabled[0].id)
+    for _, key, _ in (expired, disabled):
+        known = find_hmac(catalog, key)
+        assert known is not None
+        assert not known.usable
+
+
+def test_neither_kind_of_key_passes_for_the_other(catalog: Catalog, sealer: Sealer) -> None:
+    """An HMAC key's id and its secret are no plain keys, and a plain key has no secret to sign with."""
+    _, plain = create(catalog)
+    _, key, secret = create_hmac(catalog, sealer)
+    assert identify(catalog, key) is None
+    assert identify(catalog, secret) is None
+    assert find_hmac(catalog, plain) is None
 
 
 def test_a_secret_is_nowhere_in_the_catalog(catalog: Catalog, organization: str, sealer: Sealer) -> None:

@@ -3,16 +3,31 @@
 import json
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from cli.keys import KeyCommandError, create_key
+from cli.home import secret_key
+from cli.keys import KeyCommandError, create_hmac_key, create_key, disable_key, list_keys
 from kiln.catalog import keys
 from kiln.catalog.session import Catalog
+from kiln.sealing import Sealer
 from kiln.settings import Settings
+from support.parallel import in_parallel
 from support.stack import run_kiln
+
+
+@contextmanager
+def opened(home: Path) -> Iterator[Catalog]:
+    """The home's catalog."""
+    catalog = Catalog(f"sqlite:///{home / 'catalog.db'}")
+    try:
+        yield catalog
+    finally:
+        catalog.close()
 
 
 def test_a_key_is_made_listed_and_disabled(tmp_path: Path) -> None:
@@ -40,6 +55,7 @@ def test_a_key_is_made_listed_and_disabled(tmp_path: Path) -> None:
     assert json.loads(disabled.stdout)["state"] == "disabled"
     table = run_kiln(home, "keys", "list").stdout
     assert key["id"] in table
+    assert "plain" in table
     assert "disabled" in table
 
 
@@ -56,6 +72,68 @@ def test_json_of_a_new_key_holds_everything_once(tmp_path: Path) -> None:
     assert (known.identity.key_id, known.identity.organization_slug) == (made["id"], "research")
     assert made["scopes"] == ["admin"]
     assert made["expires_at"] is None
+
+
+def test_an_hmac_key_is_made_before_the_first_start(tmp_path: Path) -> None:
+    """Its id and its secret are two lines on standard output, once; the home's new key opens the secret."""
+    home = tmp_path / "home"
+    made = run_kiln(home, "keys", "create", "--hmac", "--name", "desk")
+    assert made.returncode == 0, made.stderr
+    key, secret = made.stdout.splitlines()
+    assert re.fullmatch(r"hk_[0-9a-f]{32} [0-9a-f]{64}", f"{key} {secret}")
+    assert secret not in made.stderr
+    assert stat.S_IMODE((home / "secret-key").stat().st_mode) == 0o600
+    with opened(home) as catalog, catalog.read() as session:
+        known = keys.find_hmac(session, key)
+    assert known is not None
+    assert Sealer(secret_key(Settings(home=home))).open_text(known.sealed_secret) == secret
+
+    (row,) = list_keys(Settings(home=home))
+    assert (row["kind"], row["name"], row["hint"], row["scopes"]) == (
+        "hmac",
+        "desk",
+        key[:12],
+        ["organization:read", "organization:write"],
+    )
+    assert secret not in str(row)
+
+
+def test_an_hmac_key_is_disabled_as_any(tmp_path: Path) -> None:
+    """By its row's id, which `--json` prints beside the key and the secret."""
+    home = tmp_path / "home"
+    made = json.loads(run_kiln(home, "keys", "create", "--hmac", "--scope", "admin", "--json").stdout)
+    assert (made["kind"], len(made["key"]), len(made["secret"]), made["scopes"]) == ("hmac", 35, 64, ["admin"])
+    assert disable_key(Settings(home=home), made["id"])["state"] == "disabled"
+    with opened(home) as catalog, catalog.read() as session:
+        known = keys.find_hmac(session, made["key"])
+    assert known is not None
+    assert not known.usable
+
+
+def test_a_given_secret_key_seals(tmp_path: Path) -> None:
+    """With KILN_SECRET_KEY set, the home gets no key of its own."""
+    settings = Settings(home=tmp_path / "home", secret_key=Sealer.new_key())
+    made = create_hmac_key(settings, "", "default", [], "")
+    with opened(settings.home) as catalog, catalog.read() as session:
+        known = keys.find_hmac(session, made["key"])
+    assert known is not None
+    assert Sealer(settings.secret_key).open_text(known.sealed_secret) == made["secret"]
+    assert not (settings.home / "secret-key").exists()
+
+
+def test_another_servers_catalog_needs_its_secret_key(tmp_path: Path) -> None:
+    """A key that is sealed with a new home's own key would open nothing there; nothing is made."""
+    settings = Settings(home=tmp_path / "home", catalog_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    with pytest.raises(KeyCommandError, match="KILN_SECRET_KEY: must be set"):
+        create_hmac_key(settings, "", "default", [], "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_first_starts_at_once_one_makes_the_secret_key(tmp_path: Path) -> None:
+    """Whoever is second reads the first one's: what either seals, both open."""
+    settings = Settings(home=tmp_path)
+    assert len(set(in_parallel([lambda: secret_key(settings)] * 8))) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["secret-key"]
 
 
 def test_what_keys_writes_is_its_users_alone(tmp_path: Path) -> None:

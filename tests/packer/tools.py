@@ -11,6 +11,7 @@ from cli.docker_engine import docker
 
 PACKER_FOLDER = Path(__file__).resolve().parents[2] / "packer"
 TEMPLATE = PACKER_FOLDER / "agent.pkr.hcl"
+WORKSTATION = PACKER_FOLDER / "workstation.pkr.hcl"
 SCRIPTS = PACKER_FOLDER / "scripts"
 UPLOAD_FOLDER = "/tmp/kiln-build"
 
@@ -32,6 +33,8 @@ class Packer:
 
     folder: Path
     environment: dict[str, str]
+    template: Path = TEMPLATE
+    timeout_seconds: float = PACKER_TIMEOUT_SECONDS
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -42,14 +45,14 @@ class Packer:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=PACKER_TIMEOUT_SECONDS,
+            timeout=self.timeout_seconds,
         )
 
     def validate(self, source: str, variables: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
-        return self.run("validate", f"-only={source}", self.write_variables(variables), str(TEMPLATE))
+        return self.run("validate", f"-only={source}", self.write_variables(variables), str(self.template))
 
     def build(self, source: str, variables: Mapping[str, object]) -> subprocess.CompletedProcess[str]:
-        return self.run("build", "-color=false", f"-only={source}", self.write_variables(variables), str(TEMPLATE))
+        return self.run("build", "-color=false", f"-only={source}", self.write_variables(variables), str(self.template))
 
     def write_variables(self, variables: Mapping[str, object]) -> str:
         """Writes the variable file that the next run reads, and returns the option that names it."""

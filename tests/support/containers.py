@@ -12,7 +12,7 @@ from kiln.catalog import agents, attempts, builds, errands, images, tags
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.tables import Organization, RegistryErrand
 from kiln.models import Api, BuiltImage, ContainerBuildSpec, OwnerType, Target
-from kiln.ports import ImageFacts
+from kiln.ports import ImageFacts, Manifest
 from kiln.registry_tokens import RegistryTokens, make_key_file
 from support.api_server import RunningApi, plain_client
 from support.archives import context_archive
@@ -23,6 +23,7 @@ from support.tenants import TIME_LIMIT, Tenant
 
 BUILD = "/api/v1/images/build"
 IMAGES = "/api/v1/images"
+UNKNOWN_ID = "550e8400-e29b-41d4-a716-446655440000"
 ARCHIVE = context_archive({"main.py": b"print('ready')\n"})
 
 
@@ -124,6 +125,12 @@ class Owner(Tenant):
         super().close()
 
 
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    """Status and message of an error in container-images' shape, and in no other."""
+    assert list(answer.json()) == ["detail"], answer.text
+    return answer.status_code, answer.json()["detail"]
+
+
 def waiting_errands(api: RunningApi, owner: str) -> list[RegistryErrand]:
     """What the registry has still to do for images below this owner."""
     with api.catalog.read() as session:
@@ -142,6 +149,32 @@ class KilnsRegistry:
     def push(self, repository: str, tag: str, text: str = "an image") -> Made:
         """An image of its own, under this tag."""
         return self.pusher.push(repository, image(f"{repository} {text}"), tag)
+
+
+class Keeper(Owner):
+    """An organization whose published images are in the registry."""
+
+    def __init__(self, api: RunningApi, registry: KilnsRegistry) -> None:
+        super().__init__(api)
+        self.registry = registry
+
+    def image(self, name: str = "app", tag: str = "v1", text: str = "an image", **changes: Any) -> Made:
+        """A published image."""
+        to = self.target(name, tag, **changes)
+        made = self.registry.push(to.repository, tag, text)
+        self.published(to, made)
+        return made
+
+    def in_registry(self, repository: str, reference: str) -> Manifest | None:
+        return self.api.parts.containers.registry.manifest(repository, reference)
+
+    def digest(self, repository: str, tag: str) -> str | None:
+        found = self.in_registry(repository, tag)
+        return found.digest if found else None
+
+    def listed(self, to: Target) -> bool:
+        with self.catalog.read() as session:
+            return tags.find(session, to.owner, to.name, to.tag) is not None
 
 
 @contextmanager

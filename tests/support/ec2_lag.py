@@ -19,7 +19,10 @@ from support.ec2_xml import Document, Item, error_reply, matches, without_filter
 
 # What a reply has created: where its ids stand, and the parameter that later asks for them.
 CREATED: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "RunInstances": (("instancesSet/item/instanceId", "InstanceId"),),
+    "RunInstances": (
+        ("instancesSet/item/instanceId", "InstanceId"),
+        ("instancesSet/item/blockDeviceMapping/item/ebs/volumeId", "VolumeId"),
+    ),
     "CreateImage": (("imageId", "ImageId"),),
     "CopyImage": (("imageId", "ImageId"),),
     "CreateSnapshot": (("snapshotId", "SnapshotId"),),
@@ -36,6 +39,7 @@ LISTED = {
     "DescribeImages": ("imagesSet", "imageId"),
     "DescribeSnapshots": ("snapshotSet", "snapshotId"),
     "DescribeSecurityGroups": ("securityGroupInfo", "groupId"),
+    "DescribeVolumes": ("volumeSet", "volumeId"),
     "DescribeKeyPairs": ("keySet", "keyPairId"),
     "DescribeTags": ("tagSet", "resourceId"),
 }
@@ -45,6 +49,7 @@ NOT_FOUND = {
     "SnapshotId": ("InvalidSnapshot.NotFound", "The snapshot '{}' does not exist."),
     "GroupId": ("InvalidGroup.NotFound", "The security group '{}' does not exist"),
     "GroupName": ("InvalidGroup.NotFound", "The security group '{}' does not exist"),
+    "VolumeId": ("InvalidVolume.NotFound", "The volume '{}' does not exist."),
     "KeyPairId": ("InvalidKeyPair.NotFound", "The key pair '{}' does not exist"),
     "KeyName": ("InvalidKeyPair.NotFound", "The key pair '{}' does not exist"),
 }
@@ -113,12 +118,18 @@ class ResourceLag:
                 image.available_at = time.monotonic()
 
     def hide_fresh(self, seconds: float) -> None:
-        """Hide instances, AMIs, snapshots, security groups and key pairs made from now on for `seconds`.
+        """Hide instances, AMIs, snapshots, volumes, security groups and key pairs made from now on for `seconds`.
 
         They are missing from the lists of Describe*; asked for by id or name, it says that they don't exist.
         """
         with self._turn:
             self._hidden_seconds = seconds
+
+    def show_fresh(self) -> None:
+        """What is hidden can be seen from now on, and what is made later at once."""
+        with self._turn:
+            self.hide_fresh(0.0)
+            self._visible_at.clear()
 
     def second_snapshot(self, *, enabled: bool = True) -> None:
         """AMIs made from now on have a second EBS volume, and so a second snapshot."""
@@ -240,6 +251,8 @@ class ResourceLag:
         elif action == "DescribeSnapshots":
             self._show_snapshots(document)
         list_name, id_name = LISTED[action]
+        if any(item.text(id_name) in hidden_ids for item in document.items(list_name)):
+            reply = replace(reply, fault="hide_fresh")
         document.remove_items(list_name, lambda item: item.text(id_name) in hidden_ids)
         if states is not None:
             path = STATES[action].path

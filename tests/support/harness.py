@@ -18,7 +18,6 @@ from temporalio import activity
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.sdk.v1 import WorkflowMetadata
-from temporalio.api.testservice.v1 import LockTimeSkippingRequest, UnlockTimeSkippingRequest
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor, Worker
@@ -44,6 +43,7 @@ from kiln.ports import LogLine
 from kiln.sealing import Sealer
 from support.fakes import FakeCloud, FakePackerKit, FakeToolbox
 from support.rows import REGION, add_build, add_organization, build_row, ref
+from support.time_skipping import TimeSkipping
 from workflows.build_image import BuildImageWorkflow
 from workflows.runner import WORKFLOWS, workflow_runner
 from workflows.start import SEARCH_ATTRIBUTES, start_build
@@ -119,6 +119,7 @@ class Harness:
     ) -> None:
         self.client = client
         self._skips_time = skips_time
+        self._time = TimeSkipping(client.test_service)
         self.catalog = catalog
         self.sealer = Sealer(Sealer.new_key())
         claim = Claim(
@@ -135,6 +136,7 @@ class Harness:
         self.logs = StoreLogBook(self._log_url)
 
     def close(self) -> None:
+        self._time.close()
         self.logs.close()
         self.catalog.close()
 
@@ -180,15 +182,12 @@ class Harness:
     @asynccontextmanager
     async def skipping(self) -> AsyncIterator[None]:
         """Has the server skip the time in which it has nothing to do but wait; nothing may take long in real time."""
-        server = self.client.test_service
         async with asyncio.timeout(PATIENCE_SECONDS * 2):
-            if self._skips_time:
-                await server.unlock_time_skipping(UnlockTimeSkippingRequest())
-            try:
+            if not self._skips_time:
                 yield
-            finally:
-                if self._skips_time:
-                    await server.lock_time_skipping(LockTimeSkippingRequest())
+                return
+            async with self._time.on():
+                yield
 
     async def status(self, build_id: str) -> BuildStatusView:
         return await self.handle(build_id).query(BuildImageWorkflow.status)

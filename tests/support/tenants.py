@@ -17,7 +17,7 @@ from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Base, Build, Image
 from kiln.models import BuildEnd, BuildStatus, ErrorCode, Failure
 from support.api_server import RunningApi, plain_client
-from support.rows import LEASE, add_build, add_organization, ami, build_row, built, new_ami_id
+from support.rows import ACCOUNT, LEASE, add_build, add_organization, ami, build_row, built, new_ami_id
 
 LOG_TIME = datetime(2026, 3, 25, 14, 31, 7, 890000, UTC)
 TIME_LIMIT = timedelta(minutes=30)
@@ -51,34 +51,47 @@ class Tenant:
     def building(self, *, pending_image: str | None = None, **spec: Any) -> str:
         """A build whose first attempt's tool runs, and whose AMI EC2 is making if that is given."""
         build_id = self.queued(**spec)
-        with self.catalog.transaction() as tx:
-            attempts.claim(tx, build_id, run_id=str(uuid.uuid4()))
-            attempts.begin(tx, build_id, "a worker", LEASE)
-            attempts.prepare(tx, build_id, 1, "123456789012")
-            attempts.tool_started(tx, build_id, 1, TIME_LIMIT)
-            if pending_image is not None:
+        self.run(build_id)
+        if pending_image is not None:
+            with self.catalog.transaction() as tx:
                 attempts.note_ids(tx, build_id, [pending_image])
         return build_id
 
     def succeeded(self, image_id: str = "", *, simulated: bool = True, **spec: Any) -> str:
         """A finished build with its AMI."""
         build_id = self.building(**spec)
+        self.succeed(build_id, image_id, simulated=simulated)
+        return build_id
+
+    def failed(self, message: str, *, timed_out: bool = False, **spec: Any) -> str:
+        """A build that ended with an error."""
+        build_id = self.building(**spec)
+        self.fail(build_id, message, timed_out=timed_out)
+        return build_id
+
+    def run(self, build_id: str) -> None:
+        """What a waiting build's first attempt writes until its tool runs."""
+        with self.catalog.transaction() as tx:
+            attempts.claim(tx, build_id, run_id=str(uuid.uuid4()))
+            attempts.begin(tx, build_id, "a worker", LEASE)
+            attempts.prepare(tx, build_id, 1, ACCOUNT)
+            attempts.tool_started(tx, build_id, 1, TIME_LIMIT)
+
+    def succeed(self, build_id: str, image_id: str = "", *, simulated: bool = True) -> None:
+        """What the end of a build that runs writes, with its AMI."""
         image_id = image_id or new_ami_id()
         with self.catalog.transaction() as tx:
             row = attempts.publish(tx, build_id, 1)
             made = built(image_id, 1).model_copy(update={"region": row.region})
             images.insert_ami(tx, row, ami(image_id), made, simulated=simulated)
             attempts.finish(tx, build_id, BuildEnd(status=BuildStatus.SUCCEEDED))
-        return build_id
 
-    def failed(self, message: str, *, timed_out: bool = False, **spec: Any) -> str:
-        """A build that ended with an error."""
-        build_id = self.building(**spec)
+    def fail(self, build_id: str, message: str, *, timed_out: bool = False) -> None:
+        """What the end of a build that runs and fails writes."""
         code = ErrorCode.TIMED_OUT if timed_out else ErrorCode.TOOL_FAILED
         status = BuildStatus.TIMED_OUT if timed_out else BuildStatus.FAILED
         with self.catalog.transaction() as tx:
             attempts.finish(tx, build_id, BuildEnd(status=status, error=Failure(code=code, message=message)))
-        return build_id
 
     def end_cancelled(self, build_id: str) -> None:
         """What the workflow writes at the end of a cancelled build."""

@@ -9,14 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 INSTALLER_URL=${KILN_CURSOR_INSTALLER:-https://cursor.com/install}
 HOME_FOLDER=$(getent passwd "$KILN_AGENT_USER" | cut -d: -f6)
 
-# $1: the file to write
-fetch_installer() {
-    local reason
-    reason=$(curl --fail --silent --show-error --location --connect-timeout 15 --max-time 60 \
-        --output "$1" "$INSTALLER_URL" 2>&1) ||
-        fail "cursor cannot be installed: $INSTALLER_URL cannot be fetched: ${reason##*$'\n'}"
-}
-
 # $1: the installer
 pin_version() {
     local offered
@@ -34,7 +26,7 @@ run_installer() {
 
 installer=$(mktemp)
 say "installing cursor $KILN_AGENT_VERSION by $INSTALLER_URL"
-fetch_installer "$installer"
+fetch cursor "$INSTALLER_URL" "$installer"
 [[ $KILN_AGENT_VERSION == latest ]] || pin_version "$installer"
 chmod 644 "$installer"
 run_installer "$installer"

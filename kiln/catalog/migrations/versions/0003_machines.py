@@ -11,8 +11,6 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-LIVING = sa.text("deleted_at IS NULL")
-
 
 def upgrade() -> None:
     op.add_column("api_keys", sa.Column("kind", sa.String(length=255), nullable=False, server_default="plain"))
@@ -59,13 +57,7 @@ def _make_templates() -> None:
         sa.UniqueConstraint("build_id"),
         sqlite_autoincrement=True,
     )
-    op.create_index(
-        "ix_templates_page",
-        "templates",
-        ["organization_id", "id", "name_key"],
-        sqlite_where=LIVING,
-        postgresql_where=LIVING,
-    )
+    op.create_index("ix_templates_page", "templates", ["organization_id", "deleted_at", "id", "name_key"])
 
 
 def _make_machines() -> None:
@@ -74,7 +66,7 @@ def _make_machines() -> None:
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("organization_id", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("name_key", sa.String(length=255), nullable=False),
+        sa.Column("name_key", sa.Text(), nullable=False),
         sa.Column("region", sa.String(length=255), nullable=False),
         sa.Column("instance_type", sa.String(length=255), nullable=False),
         sa.Column("disk_gib", sa.Integer(), nullable=False),

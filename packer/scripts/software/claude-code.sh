@@ -1,0 +1,6 @@
+#!/bin/bash
+# Claude Code, at its latest version.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+install_agent claude-code
