@@ -21,6 +21,7 @@ from api.client_errors import ClientError
 from api.deps import P, Parts
 from kiln.catalog import keys, nonces
 from kiln.catalog.keys import Identity
+from kiln.catalog.session import Transaction
 from kiln.models import ClientCode
 
 SCHEME = "HMAC"
@@ -89,28 +90,37 @@ def _credentials(request: Request) -> _Credentials:
 
 
 def _let_in(parts: Parts, credentials: _Credentials, message: bytes) -> Identity:
-    """Whose request it is. Only one that is signed rightly has its nonce remembered: others could fill the table."""
-    identity = _signer(parts, credentials, message)
-    _check_timestamp(credentials.timestamp)
-    if not credentials.nonce:
-        raise _unauthorized("the nonce is empty")
-    with parts.catalog.transaction() as tx:
-        fresh = nonces.remember(tx, identity.key_id, credentials.nonce)
-    if not fresh:
-        raise _unauthorized("the nonce was used before")
-    return identity
-
-
-def _signer(parts: Parts, credentials: _Credentials, message: bytes) -> Identity:
+    """Whose request it is, which cannot come again."""
+    if not parts.catalog.writes_one_by_one:
+        with parts.catalog.transaction() as tx:  # one saves a quarter of the time
+            return _once(tx, _signer(tx, parts, credentials, message), credentials)
+    # SQLite has one writer, who waits for no request that is signed wrongly.
     with parts.catalog.read() as session:
-        known = keys.find_hmac(session, credentials.key.decode("latin-1"))
+        identity = _signer(session, parts, credentials, message)
+    with parts.catalog.transaction() as tx:
+        return _once(tx, identity, credentials)
+
+
+def _signer(session: Transaction, parts: Parts, credentials: _Credentials, message: bytes) -> Identity:
+    """Whose signature it is, at a time that passes."""
+    known = keys.find_hmac(session, credentials.key.decode("latin-1"))
     if known is None or not known.usable:
         raise _unauthorized(REFUSED)
     secret = parts.sealer.open_text(known.sealed_secret)
     expected = hmac.new(secret.encode(), message, hashlib.sha256).hexdigest()
     if not hmac.compare_digest(expected.encode(), credentials.signature):
         raise _unauthorized(REFUSED)
+    _check_timestamp(credentials.timestamp)
     return known.identity
+
+
+def _once(tx: Transaction, identity: Identity, credentials: _Credentials) -> Identity:
+    """Remembers the nonce, of a request that is signed rightly only: others could use up its signer's."""
+    if not credentials.nonce:
+        raise _unauthorized("the nonce is empty")
+    if not nonces.remember(tx, identity.key_id, credentials.nonce):
+        raise _unauthorized("the nonce was used before")
+    return identity
 
 
 def _check_timestamp(text: bytes) -> None:

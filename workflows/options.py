@@ -19,6 +19,8 @@ BUILDER_LIMIT: Final = timedelta(days=2)
 CATALOG_TIMEOUT: Final = timedelta(seconds=30)
 CLOUD_TIMEOUT: Final = timedelta(minutes=10)
 CLOUD_HEARTBEAT: Final = timedelta(seconds=30)
+# What is done to a machine gives a sign of life each second, and is soon taken up by another worker.
+MACHINE_HEARTBEAT: Final = timedelta(seconds=15)
 # Longer than an instance is waited for (activities/machines.py).
 MACHINE_TIMEOUT: Final = timedelta(minutes=30)
 
@@ -99,7 +101,7 @@ def machine() -> dict[str, Any]:
     return {
         "task_queue": MACHINES_QUEUE,
         "start_to_close_timeout": MACHINE_TIMEOUT,
-        "heartbeat_timeout": CLOUD_HEARTBEAT,
+        "heartbeat_timeout": MACHINE_HEARTBEAT,
         "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         "retry_policy": VERIFY_RETRY,
     }
@@ -107,7 +109,7 @@ def machine() -> dict[str, Any]:
 
 def ending() -> dict[str, Any]:
     """The end of instances that no machine has any more, retried without limit."""
-    return {**cleanup(), "task_queue": MACHINES_QUEUE}
+    return {**cleanup(), "task_queue": MACHINES_QUEUE, "heartbeat_timeout": MACHINE_HEARTBEAT}
 
 
 def house() -> dict[str, Any]:

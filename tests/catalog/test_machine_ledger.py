@@ -276,8 +276,9 @@ class TestRetired:
 
 
 class TestObservation:
+    @pytest.mark.usefixtures("rebuild")
     def test_living_machines_are_looked_after(
-        self, machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str, rebuild: OperationRef
+        self, machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
     ) -> None:
         """EC2 is asked about machines with an instance with which nothing is being done."""
         add_machine(catalog, organization, "terminated")

@@ -203,6 +203,7 @@ class ContainerHarness(Harness):
             *(record.claim, record.note_cancel, record.record_end, publication.publish, publication.clean_up),
             ContextActivities(self.ledger, self.contexts).accept,
             *(house.find_lost_builds, house.observe_images, house.sweep),
+            *self._machine_house(),
         ]
 
     def builder_of(self, client: Client, name: str) -> Worker:

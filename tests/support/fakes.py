@@ -17,7 +17,7 @@ from kiln.adapters.guard import ExitReason
 from kiln.adapters.process import Exit
 from kiln.adapters.tool_output import Line
 from kiln.naming import BUILD_TAG, INSTALLATION_TAG, build_of_name, image_name, resource_tags, security_group_name
-from kiln.ports import Ami, ImageDeletion, Marks, Order, PackerJob, Resource, SecurityGroupRequest
+from kiln.ports import Ami, ImageDeletion, Instance, Marks, Order, PackerJob, Resource, SecurityGroupRequest
 from kiln.redact import Redactor
 from support.rows import ACCOUNT, REGION, ami, new_ami_id
 
@@ -119,6 +119,10 @@ class FakeCloud:
         for each in self._of_build(marks):
             if each.kind == "instance":
                 del self._others[each.resource_id]
+        return []
+
+    def launched_instances(self, region: str, installation: str) -> list[Instance]:
+        """No machine's instance is here."""
         return []
 
     def remove_leftovers(self, region: str, marks: Marks, spare: Collection[str]) -> list[Resource]:

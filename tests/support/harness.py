@@ -26,6 +26,7 @@ from activities.cleanup import CleanupActivities
 from activities.deletion import DeletionActivities
 from activities.house import HouseActivities
 from activities.interceptor import ErrorInterceptor
+from activities.machine_house import MachineHouse
 from activities.packer import PackerActivities
 from activities.packer_attempt import PackerParts, PackerTerms
 from activities.record import RecordActivities
@@ -34,6 +35,7 @@ from kiln.adapters.log_book import StoreLogBook
 from kiln.adapters.logs import LogStore
 from kiln.catalog import images
 from kiln.catalog.ledger import CatalogLedger
+from kiln.catalog.machine_ledger import CatalogMachineLedger
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Build, Image
 from kiln.errors import UnavailableError
@@ -309,7 +311,20 @@ class Harness:
         return [
             *(record.claim, record.note_cancel, record.record_end, verify.publish, cleanup.clean_up, deletion.delete),
             *(house.find_lost_builds, house.observe_images, house.sweep),
+            *self._machine_house(),
         ]
+
+    def _machine_house(self) -> list[Callable[..., Any]]:
+        """What a round looks after besides; there are no machines here."""
+        house = MachineHouse(
+            ledger=CatalogMachineLedger(self.catalog),
+            cloud=self.cloud,
+            client=self.client,
+            regions=(REGION,),
+            settle=timedelta(0),
+            grace=timedelta(0),
+        )
+        return [house.observe, house.find_lost_operations, house.end_retired, house.sweep]
 
     @asynccontextmanager
     async def builder(self, name: str = "worker-1") -> AsyncIterator[Worker]:

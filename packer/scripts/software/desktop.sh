@@ -6,6 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 # XFCE says nothing without a screen: this is one as xrdp makes it, in no window.
+# shellcheck disable=SC2016  # the user's shell expands it
 SESSION_ON_A_SCREEN='
     /usr/lib/xorg/Xorg :99 -config xrdp/xorg.conf -nolisten tcp -logfile ~/log >/dev/null 2>&1 &
     for _ in $(seq 100); do [ -S /tmp/.X11-unix/X99 ] && break; sleep 0.1; done

@@ -19,7 +19,7 @@ first_available() {
 # Ubuntu has compose as a plugin of Docker's client, Debian 12 as a program of its own.
 compose=$(first_available docker-compose-v2 docker-compose)
 buildx=$(first_available docker-buildx)
-# shellcheck disable=SC2086  empty where there is no package
+# shellcheck disable=SC2086  # empty where there is no package
 install_from_apt docker.io $compose $buildx
 prove docker --version
 prove dockerd --version
