@@ -3,5 +3,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-install_from_apt jupyter-notebook python3-ipykernel
+install_from_apt jupyter-notebook jupyter-client python3-ipykernel
 prove jupyter notebook --version
