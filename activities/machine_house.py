@@ -47,10 +47,11 @@ class MachineHouse:
         """Writes what EC2 says of every machine's instance. Only a complete answer for the right account counts."""
         by_place: dict[tuple[str, str], list[LivingMachine]] = defaultdict(list)
         for machine in self._ledger.living_machines():
-            by_place[machine.region, machine.account].append(machine)
+            if machine.simulated is self._cloud.simulated:
+                by_place[machine.region, machine.account].append(machine)
         for (region, account), machines in by_place.items():
             activity.heartbeat()
-            if machines[0].simulated is self._cloud.simulated and self._cloud.account(region) == account:
+            if self._cloud.account(region) == account:
                 self._observe_in(region, machines)
 
     def _observe_in(self, region: str, machines: list[LivingMachine]) -> None:

@@ -14,6 +14,7 @@ from kiln.errors import (
     LeftoversError,
     NotFoundError,
     OperationFailedError,
+    OperationOverError,
     RefusedError,
 )
 from kiln.models import (
@@ -159,7 +160,9 @@ class MachineActivities:
         """Waits until the launched instance runs, and makes it the machine's. Raises OperationFailedError."""
         ref, said = launched.operation, "waiting for EC2"
         async with staying_alive(lambda: said):
-            order = await asyncio.to_thread(self._ledger.machine_order, ref)
+            order = await asyncio.to_thread(self._order_unless_adopted, launched)
+            if order is None:
+                return
             began = datetime.now(UTC)
             while True:
                 shown = await asyncio.to_thread(self._shown, order.region, launched.instance_id)
@@ -171,6 +174,16 @@ class MachineActivities:
             # Placed where it was asked to be; EC2 tells more than was asked where the order left it the choice.
             await asyncio.to_thread(self._ledger.adopt_instance, ref, shown)
 
+    def _order_unless_adopted(self, launched: LaunchedInstance) -> MachineOrder | None:
+        """None if an earlier try has adopted the instance, and its answer was lost. Raises OperationOverError."""
+        try:
+            return self._ledger.machine_order(launched.operation)
+        except OperationOverError:
+            holdings = self._ledger.holdings(launched.operation.machine_id)
+            if holdings is None or launched.instance_id not in holdings.instance_ids:
+                raise
+            return None
+
     def _shown(self, region: str, instance_id: str) -> Instance | None:
         return self._cloud.instances(region, [instance_id]).get(instance_id)
 
@@ -181,24 +194,42 @@ class MachineActivities:
         Raises CapacityError, OperationFailedError.
         """
         async with staying_alive(lambda: str(ref.operation)):
-            order = await asyncio.to_thread(self._ledger.machine_order, ref)
+            order = await asyncio.to_thread(self._order_unless_ended, ref)
+            if order is None:
+                return
             if order.instance_id is None:
                 raise OperationFailedError("the machine has no instance")
-            try:
-                await asyncio.to_thread(self._switch, order, order.instance_id)
-                state = await self._settled_state(order, order.instance_id)
-            except CapacityError as error:
-                raise self._worn_out(error) from error
-            except NotFoundError:
-                state = TERMINATED
-            except RefusedError as error:
-                state = await self._state_now(order, order.instance_id)
-                if state not in ENDED_STATES:
-                    raise OperationFailedError(str(error)) from error
+            state = await self._powered(order, order.instance_id)
             gone = "its instance was terminated in EC2" if state in ENDED_STATES else None
             await asyncio.to_thread(self._ledger.finish_operation, ref, state, gone)
 
+    def _order_unless_ended(self, ref: OperationRef) -> MachineOrder | None:
+        """None if an earlier try has ended the operation, and its answer was lost. Raises OperationOverError."""
+        try:
+            return self._ledger.machine_order(ref)
+        except OperationOverError:
+            if activity.info().attempt == 1:
+                raise
+            return None
+
+    async def _powered(self, order: MachineOrder, instance_id: str) -> str:
+        """The instance's state after it was started or stopped; what EC2 has no more is terminated."""
+        try:
+            await asyncio.to_thread(self._switch, order, instance_id)
+            return await self._settled_state(order, instance_id)
+        except CapacityError as error:
+            raise self._worn_out(error) from error
+        except NotFoundError:
+            return TERMINATED
+        except RefusedError as error:
+            state = await self._state_now(order, instance_id)
+            if state not in ENDED_STATES:
+                raise OperationFailedError(str(error)) from error
+            return state
+
     def _switch(self, order: MachineOrder, instance_id: str) -> None:
+        # In another account the machine's instance would pass for terminated.
+        self._require_account(order, self._cloud.account(order.region))
         if order.ref.operation is MachineOperation.START:
             self._cloud.start_instance(order.region, instance_id)
         else:

@@ -19,17 +19,23 @@ class Connection:
         self._fields = fields
 
     @classmethod
-    async def open(cls, port: int, key: str) -> Self:
+    async def open(cls, port: int, key: str | None = None) -> Self:
+        """A connection whose requests carry a plain key, unless it is None."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=READ_BYTES)
-        return cls(reader, writer, f"Host: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n")
+        bearer = "" if key is None else f"Authorization: Bearer {key}\r\n"
+        return cls(reader, writer, f"Host: 127.0.0.1:{port}\r\n{bearer}")
 
     async def post(self, path: str, body: bytes, expected: int) -> bytes:
         """The answer's body, which must say its length. Raises MeasurementError for another status."""
         fields = f"{self._fields}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         self._writer.write(f"POST {path} HTTP/1.1\r\n{fields}\r\n".encode() + body)
-        head = await self._head(expected)
-        length = head.lower().partition(LENGTH_FIELD)[2].partition(b"\r\n")[0]
-        return await self._reader.readexactly(int(length))
+        return await self._body(expected)
+
+    async def get(self, path: str, authorization: str | None = None) -> bytes:
+        """The answer's body, as `post`. A connection without a key may send another Authorization with each request."""
+        field = "" if authorization is None else f"Authorization: {authorization}\r\n"
+        self._writer.write(f"GET {path} HTTP/1.1\r\n{self._fields}{field}\r\n".encode())
+        return await self._body(200)
 
     async def get_stream(self, path: str) -> None:
         """Asks for a stream of events, and returns when it has begun."""
@@ -43,6 +49,11 @@ class Connection:
     async def close(self) -> None:
         self._writer.close()
         await self._writer.wait_closed()
+
+    async def _body(self, expected: int) -> bytes:
+        head = await self._head(expected)
+        length = head.lower().partition(LENGTH_FIELD)[2].partition(b"\r\n")[0]
+        return await self._reader.readexactly(int(length))
 
     async def _head(self, expected: int) -> bytes:
         head = await self._reader.readuntil(HEAD_END)

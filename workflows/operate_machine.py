@@ -33,8 +33,10 @@ class RebuildMachineWorkflow:
             return
         error: BaseException | None = None
         try:
+            _refuse_if_cancelled()
             await self._source_is_there(ref)
             launched = await self._launch(ref)
+            _refuse_if_cancelled()
             await self._adopt(launched)
         except (Exception, asyncio.CancelledError) as caught:  # noqa: BLE001  whatever it was, the operation is ended
             error = caught
@@ -76,6 +78,7 @@ class PowerMachineWorkflow:
         if not await _claimed(ref):
             return
         try:
+            _refuse_if_cancelled()
             await workflow.execute_activity_method(MachineActivities.power, ref, **options.machine())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  whatever it was, the operation is ended
             await shielded(_abandon(ref, error))
@@ -90,6 +93,12 @@ async def _claimed(ref: OperationRef) -> bool:
     )
 
 
+def _refuse_if_cancelled() -> None:
+    """After a step that is seen through whatever comes: a cancel that came with it is looked for here."""
+    if workflow.cancellation_reason() is not None:
+        raise asyncio.CancelledError
+
+
 async def _abandon(ref: OperationRef, error: BaseException) -> None:
     failure = OperationFailure(operation=ref, message=reason_of(error))
     await workflow.execute_activity_method(MachineActivities.abandon, failure, **options.machine_record())
@@ -100,14 +109,19 @@ def _close(error: BaseException | None) -> None:
     if error is None:
         workflow.set_current_details("done")
         return
-    if is_cancelled_exception(error) or workflow.cancellation_reason() is not None:
+    if _is_cancel(error):
         raise asyncio.CancelledError
     raise ApplicationError(reason_of(error), non_retryable=True) from error
 
 
+def _is_cancel(error: BaseException) -> bool:
+    """Whatever a cancelled operation ends in (a lost worker's time-out, say), it ends because of its cancellation."""
+    return is_cancelled_exception(error) or workflow.cancellation_reason() is not None
+
+
 def reason_of(error: BaseException) -> str:
     """Why an operation failed, in a sentence for its machine's users."""
-    if is_cancelled_exception(error):
+    if _is_cancel(error):
         return CANCELLED
     cause = error.cause if isinstance(error, ActivityError) and error.cause is not None else error
     if isinstance(cause, ApplicationError) and cause.type in TELLING:

@@ -200,7 +200,7 @@ def _has_open(row: Machine, ref: OperationRef) -> bool:
 
 
 def _was_adopted(row: Machine, ref: OperationRef, instance: Instance) -> bool:
-    return not _has_open(row, ref) and row.operation_number >= ref.number and row.instance_id == instance.instance_id
+    return not _has_open(row, ref) and row.instance_id == instance.instance_id
 
 
 def _close(row: Machine, state: str | None, error: str | None) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from kiln.catalog.machine_status import TERMINATED, friendly_status, standing
 from kiln.catalog.names import contains, is_id, search_key
 from kiln.catalog.numbered_pages import page_of_ids
-from kiln.catalog.tables import Build, Machine, Organization, RetiredInstance, Template
+from kiln.catalog.tables import Machine, Organization, RetiredInstance, Template
 from kiln.errors import NotFoundError, RefusedError
 from kiln.models import FriendlyStatus, MachineOperation, OperationRef
 from kiln.naming import users_tags
@@ -162,8 +162,6 @@ def page(  # noqa: PLR0913, PLR0917  the contract's query
     if statuses is not None:
         wanted.append(friendly_status().in_(statuses))
     ids = select(Machine.id).where(*wanted)
-    if statuses is not None:
-        ids = ids.outerjoin(Build, Build.id == Machine.imaging_build_id)
     shown, total = page_of_ids(session, ids, page, per_page)
     rows = session.execute(_rows().where(Machine.id.in_(shown)).order_by(Machine.id))
     return [_known(row) for row in rows], total
@@ -213,11 +211,7 @@ def operation_ref(row: Machine) -> OperationRef:
 
 def _rows() -> Select[Machine, Template, str]:
     living = and_(Template.id == Machine.template_id, Template.deleted_at.is_(None))
-    return (
-        select(Machine, Template, friendly_status())
-        .outerjoin(Template, living)
-        .outerjoin(Build, Build.id == Machine.imaging_build_id)
-    )
+    return select(Machine, Template, friendly_status()).outerjoin(Template, living)
 
 
 def _known(row: Row[Machine, Template, str]) -> KnownMachine:

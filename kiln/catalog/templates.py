@@ -4,7 +4,7 @@ Locks are taken in one order by everybody: a template's row, machines' rows by i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Row, Select, and_, or_, select
@@ -130,7 +130,9 @@ def delete(tx: Session, organization_id: str, template_id: int) -> Deleted:
     known = find(tx, organization_id, template_id, lock=True)
     if known is None:
         raise NotFoundError("no image of this organization has this id")
-    attempts.row_of(tx, known.build.id, lock=True)  # no attempt may begin from here on
+    attempts.row_of(tx, known.build.id, lock=True)  # no attempt may begin or publish from here on
+    # What one published while this waited for the row is not among what was read before.
+    known = replace(known, image=images.of_build(tx, known.build.id))
     if known.status is TemplateStatus.BUILDING:
         raise RefusedError(f"image {known.template.name} is building", ClientCode.IMAGE_BUILDING)
     _require_unawaited(tx, known.template)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from kiln.catalog import attempts, machine_operations, machine_orders, machines, templates
+from kiln.catalog import attempts, images, machine_operations, machine_orders, machines, templates
 from kiln.catalog.machine_ledger import CatalogMachineLedger
 from kiln.catalog.machines import NewMachine
 from kiln.catalog.session import Catalog
@@ -19,6 +19,7 @@ from support.machine_rows import (
     assign,
     create_machine,
     delete,
+    image_of,
     instance,
     machine_row,
     make_image,
@@ -27,7 +28,7 @@ from support.machine_rows import (
     template_of,
 )
 from support.parallel import Pending, in_parallel
-from support.rows import ACCOUNT, LEASE, REGION, build_row
+from support.rows import ACCOUNT, LEASE, REGION, ami, build_row, built
 
 AT_ONCE = 5
 ROUNDS = 5
@@ -222,6 +223,19 @@ def test_a_deletion_waits_for_the_attempt(catalog: Catalog, organization: str) -
         deletion.result()
     assert caught.value.code is ClientCode.IMAGE_BUILDING
     assert build_row(catalog, build).cancel_requested_at is None
+
+
+def test_a_deletion_waits_for_the_publication(catalog: Catalog, organization: str) -> None:
+    """A template whose AMI is published at this moment is deleted with it."""
+    template = add_template(catalog, organization, "building")
+    build, made = template_of(catalog, organization, template).build.id, ami()
+    with catalog.transaction() as tx:
+        images.insert_ami(tx, attempts.publish(tx, build, 1), made, built(made.image_id, 1), simulated=True)
+        deletion = Pending(partial(delete, catalog, organization, template))
+        assert deletion.is_waiting()
+    deleted = deletion.result()
+    assert deleted.image is not None
+    assert image_of(catalog, build).status == images.DELETING
 
 
 def test_an_assignment_waits_for_the_adoption(catalog: Catalog, organization: str) -> None:

@@ -202,11 +202,12 @@ class TestAssignment:
     def test_more_machines_than_one_statement_takes(
         self, catalog: Catalog, organization: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """However many machines are named, each is assigned."""
+        """However many machines are named, and however often, each is assigned once."""
         monkeypatch.setattr("kiln.catalog.machine_orders.LOCKED_AT_ONCE", 2)
         template, there = add_template(catalog, organization), [add_machine(catalog, organization) for _ in range(5)]
-        assign(catalog, organization, template, *there)
-        assert [machine_row(catalog, machine).template_id for machine in there] == [template] * 5
+        assign(catalog, organization, template, *there, *there)
+        rows = [machine_row(catalog, machine) for machine in there]
+        assert [(row.template_id, row.assignment) for row in rows] == [(template, 1)] * 5
 
     def test_a_machine_whose_image_is_made_takes_none(self, catalog: Catalog, organization: str) -> None:
         """While an image of it is being made, a machine is assigned nothing, not even one that is too large for it."""

@@ -17,7 +17,7 @@ from kiln.adapters.guard import ExitReason
 from kiln.adapters.process import Exit
 from kiln.adapters.tool_output import Line
 from kiln.naming import BUILD_TAG, INSTALLATION_TAG, build_of_name, image_name, resource_tags, security_group_name
-from kiln.ports import Ami, ImageDeletion, Instance, Marks, Order, PackerJob, Resource, SecurityGroupRequest
+from kiln.ports import Ami, ImageDeletion, Marks, Order, PackerJob, Resource, SecurityGroupRequest
 from kiln.redact import Redactor
 from support.rows import ACCOUNT, REGION, ami, new_ami_id
 
@@ -53,7 +53,10 @@ class FakeCloud:
         """An AMI as Packer makes it for an attempt."""
         tags = resource_tags(self.installation, build_id, attempt) if tagged else {}
         name = f"{image_name('kiln', 'codex', build_id, attempt)}"
-        made = ami(new_ami_id(), name=name, state=state, tags=tags)
+        return self.put_image(ami(new_ami_id(), name=name, state=state, tags=tags))
+
+    def put_image(self, made: Ami) -> str:
+        """An AMI that somebody made."""
         self._amis[made.image_id] = made
         return made.image_id
 
@@ -71,6 +74,10 @@ class FakeCloud:
     @property
     def image_ids(self) -> set[str]:
         return set(self._amis)
+
+    @property
+    def image_names(self) -> set[str]:
+        return {each.name for each in self._amis.values()}
 
     @property
     def resource_ids(self) -> set[str]:
@@ -119,10 +126,6 @@ class FakeCloud:
         for each in self._of_build(marks):
             if each.kind == "instance":
                 del self._others[each.resource_id]
-        return []
-
-    def launched_instances(self, region: str, installation: str) -> list[Instance]:
-        """No machine's instance is here."""
         return []
 
     def remove_leftovers(self, region: str, marks: Marks, spare: Collection[str]) -> list[Resource]:

@@ -43,6 +43,7 @@ from kiln.models import BuildEnd, BuildRef, BuildStatusView, Claim, ImageRef
 from kiln.naming import CONTROL_QUEUE, PACKER_QUEUE, build_workflow_id
 from kiln.ports import LogLine
 from kiln.sealing import Sealer
+from support.fake_machines import FakeMachines
 from support.fakes import FakeCloud, FakePackerKit, FakeToolbox
 from support.rows import REGION, add_build, add_organization, build_row, ref
 from support.time_skipping import TimeSkipping
@@ -128,8 +129,10 @@ class Harness:
             mine=False, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT.total_seconds(), max_attempts=max_attempts
         )
         self.ledger = CatalogLedger(catalog, self.sealer, claim)
+        self.machine_ledger = CatalogMachineLedger(catalog)
         self.organization = add_organization(catalog)
         self.cloud = FakeCloud(self.ledger.installation)
+        self.machines = FakeMachines(self.cloud)
         self.tools = FakeToolbox(self.cloud)
         self.gate = Gate()
         self.limit = timedelta(minutes=30)
@@ -314,16 +317,18 @@ class Harness:
             *self._machine_house(),
         ]
 
-    def _machine_house(self) -> list[Callable[..., Any]]:
-        """What a round looks after besides; there are no machines here."""
-        house = MachineHouse(
-            ledger=CatalogMachineLedger(self.catalog),
-            cloud=self.cloud,
+    def machine_house(self, grace: timedelta = timedelta(0)) -> MachineHouse:
+        return MachineHouse(
+            ledger=self.machine_ledger,
+            cloud=self.machines,
             client=self.client,
             regions=(REGION,),
             settle=timedelta(0),
-            grace=timedelta(0),
+            grace=grace,
         )
+
+    def _machine_house(self) -> list[Callable[..., Any]]:
+        house = self.machine_house()
         return [house.observe, house.find_lost_operations, house.end_retired, house.sweep]
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from temporalio.testing import WorkflowEnvironment
 from kiln.catalog.session import Catalog
 from support.container_harness import ContainerHarness
 from support.harness import Harness, copied_catalog, register_search_attributes
+from support.machine_harness import MachineHarness
 from support.troubled_registry import RegistrySite, registry_site
 from workflows.start import SEARCH_ATTRIBUTES
 
@@ -45,6 +47,19 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kiln(environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path) -> Iterator[Harness]:
     """A Kiln without workers: a test starts those that it needs."""
     harness = Harness(environment.client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=True)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture
+def machine_kiln(
+    environment: WorkflowEnvironment, migrated_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MachineHarness]:
+    """A Kiln for machines, whose activities look often."""
+    for module in ("machines", "snapshot", "ami_search"):
+        monkeypatch.setattr(f"activities.{module}.POLL", timedelta(milliseconds=50))
+    catalog = copied_catalog(migrated_file, tmp_path)
+    harness = MachineHarness(environment.client, catalog, tmp_path, skips_time=True)
     yield harness
     harness.close()
 

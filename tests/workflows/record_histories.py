@@ -22,6 +22,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter  # noqa: E402
 from temporalio.testing import WorkflowEnvironment  # noqa: E402
 
 from kiln.catalog.session import Catalog  # noqa: E402
+from kiln.errors import CapacityError  # noqa: E402
 from kiln.models import HouseTerms  # noqa: E402
 from kiln.naming import KEEP_HOUSE_WORKFLOW_ID, delete_workflow_id  # noqa: E402
 from support import container_tools, histories  # noqa: E402  the paths come first
@@ -30,12 +31,14 @@ from support.container_tools import ContainerRun  # noqa: E402
 from support.fakes import PackerRun, bakes, hangs  # noqa: E402
 from support.harness import Harness  # noqa: E402
 from support.histories import SECRET  # noqa: E402
+from support.machine_harness import MachineHarness  # noqa: E402
 from support.rows import make_older  # noqa: E402
 from support.troubled_registry import registry_site  # noqa: E402
 from workflows.start import SEARCH_ATTRIBUTES, start_deletion, start_house_keeping  # noqa: E402
 
 Scenario = Callable[[Harness], Awaitable[WorkflowHistory]]
 ContainerScenario = Callable[[ContainerHarness], Awaitable[WorkflowHistory]]
+MachineScenario = Callable[[MachineHarness], Awaitable[WorkflowHistory]]
 # Long enough ago for the house-keeping to ask where a build is.
 LONG_AGO = timedelta(minutes=1)
 
@@ -200,6 +203,98 @@ async def transfer(kiln: ContainerHarness) -> WorkflowHistory:
         return await of_build(kiln, build)
 
 
+async def rebuild_success(kiln: MachineHarness) -> WorkflowHistory:
+    """A creation waits for its image, and EC2 loses a reply."""
+    template = kiln.template("pending")
+    kiln.machines.lose_reply("launch")
+    async with kiln.workers():
+        creation = await kiln.begin(kiln.order_creation(template_id=template))
+        await kiln.says(creation, "waiting for image")
+        kiln.finish(template, "available")
+        await kiln.done(creation)
+        return await kiln.operation(creation).fetch_history()
+
+
+async def rebuild_failure(kiln: MachineHarness) -> WorkflowHistory:
+    """The new instance dies."""
+    kiln.machines.dies = "Client.VolumeLimitExceeded: Volume limit exceeded"
+    async with kiln.workers():
+        await kiln.reason(rebuild := await kiln.begin(kiln.order_rebuild()))
+        return await kiln.operation(rebuild).fetch_history()
+
+
+async def rebuild_cancel(kiln: MachineHarness) -> WorkflowHistory:
+    """Cancelled while the new instance is pending, and again while it is ended."""
+    kiln.machines.settles = False
+    async with kiln.workers():
+        rebuild = await kiln.begin(kiln.order_rebuild())
+        await kiln.says(rebuild, "waiting until")
+        await kiln.cancel(rebuild)
+        await kiln.says(rebuild, "ending instances")
+        await kiln.operation(rebuild).cancel()
+        kiln.machines.settles = True
+        await kiln.was_cancelled(rebuild)
+        return await kiln.operation(rebuild).fetch_history()
+
+
+async def rebuild_cancel_at_launch(kiln: MachineHarness) -> WorkflowHistory:
+    """Cancelled while it launches, which is seen through."""
+    kiln.gate.hold("launch-instance")
+    async with kiln.workers():
+        rebuild = await kiln.begin(kiln.order_rebuild())
+        await kiln.gate.is_reached()
+        await kiln.cancel(rebuild)
+        kiln.gate.open()
+        await kiln.was_cancelled(rebuild)
+        return await kiln.operation(rebuild).fetch_history()
+
+
+async def power_success(kiln: MachineHarness) -> WorkflowHistory:
+    async with kiln.workers():
+        await kiln.done(start := await kiln.begin(kiln.order_start(kiln.machine())))
+        return await kiln.operation(start).fetch_history()
+
+
+async def power_failure(kiln: MachineHarness) -> WorkflowHistory:
+    """EC2 has no room."""
+    kiln.machines.fail("start_instance", CapacityError("no t3.medium in us-east-1 now"), times=3)
+    async with kiln.workers():
+        await kiln.reason(start := await kiln.begin(kiln.order_start(kiln.machine())))
+        return await kiln.operation(start).fetch_history()
+
+
+async def power_cancel(kiln: MachineHarness) -> WorkflowHistory:
+    kiln.machines.settles = False
+    async with kiln.workers():
+        start = await kiln.begin(kiln.order_start(kiln.machine()))
+        await kiln.asked("instances", times=2)
+        await kiln.cancel(start)
+        await kiln.was_cancelled(start)
+        return await kiln.operation(start).fetch_history()
+
+
+async def snapshot(kiln: MachineHarness) -> WorkflowHistory:
+    """An image of a machine, which a second attempt adopts."""
+    kiln.machines.lose_reply("create_image")
+    build = kiln.order_image(kiln.machine())
+    async with kiln.workers():
+        await kiln.start(build)
+        await kiln.end(build)
+        return await of_build(kiln, build)
+
+
+async def keep_house_machines(kiln: MachineHarness) -> WorkflowHistory:
+    """Rounds that give a lost operation back, end an instance that nobody has, fail once, and go on."""
+    machine = kiln.machine("running")
+    kiln.launched(machine)
+    kiln.machine_ledger.claim_operation(rebuild := kiln.order_rebuild(), "a run of long ago")
+    kiln.make_operation_older(rebuild)
+    kiln.machines.fail("instances", times=2)
+    async with kiln.control():
+        await kiln.keep_house(rounds=3)
+        return await kiln.client.get_workflow_handle(KEEP_HOUSE_WORKFLOW_ID).fetch_history()
+
+
 async def has_asked(kiln: ContainerHarness, times: int) -> bool:
     return kiln.finished["accept-context"] >= times
 
@@ -225,11 +320,22 @@ CONTAINER_SCENARIOS: dict[str, ContainerScenario] = {
     "container_publication_retried": container_publication_retried,
     "transfer": transfer,
 }
+MACHINE_SCENARIOS: dict[str, MachineScenario] = {
+    "rebuild_success": rebuild_success,
+    "rebuild_failure": rebuild_failure,
+    "rebuild_cancel": rebuild_cancel,
+    "rebuild_cancel_at_launch": rebuild_cancel_at_launch,
+    "power_success": power_success,
+    "power_failure": power_failure,
+    "power_cancel": power_cancel,
+    "snapshot": snapshot,
+    "keep_house_machines": keep_house_machines,
+}
 
 
 async def main(names: list[str]) -> None:
     program = str(Path(sys.executable).with_name("temporal"))
-    known = {*SCENARIOS, *CONTAINER_SCENARIOS}
+    known = {*SCENARIOS, *CONTAINER_SCENARIOS, *MACHINE_SCENARIOS}
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=program,
         dev_server_log_level="error",
@@ -253,6 +359,10 @@ async def recorded(name: str, client: Client) -> WorkflowHistory:
             kiln = Harness(client, catalog, folder, skips_time=False)
             stack.callback(kiln.close)
             return await SCENARIOS[name](kiln)
+        if name in MACHINE_SCENARIOS:
+            machines = MachineHarness(client, catalog, folder, skips_time=False)
+            stack.callback(machines.close)
+            return await MACHINE_SCENARIOS[name](machines)
         containers = ContainerHarness(
             client, catalog, folder, stack.enter_context(registry_site(folder)), skips_time=False
         )

@@ -29,6 +29,14 @@ ENDS = {
     "container_context_missing": FAILED,
     "container_publication_retried": SUCCEEDED,
     "transfer": SUCCEEDED,
+    "rebuild_success": SUCCEEDED,
+    "rebuild_failure": FAILED,
+    "rebuild_cancel": CANCELLED,
+    "rebuild_cancel_at_launch": CANCELLED,
+    "power_success": SUCCEEDED,
+    "power_failure": FAILED,
+    "power_cancel": CANCELLED,
+    "snapshot": SUCCEEDED,
 }
 
 
@@ -45,6 +53,14 @@ async def test_a_recorded_history_replays(name: str) -> None:
         *(("container_success", step) for step in ("accept-context", "container-build", "publish-container")),
         ("container_cancel_awaiting", "clean-up-container"),
         ("transfer", "transfer-image"),
+        *(
+            ("rebuild_success", step)
+            for step in ("claim-operation", "find-source", "launch-instance", "adopt-instance")
+        ),
+        *(("rebuild_cancel", step) for step in ("abandon-operation", "end-retired")),
+        ("power_failure", "power-machine"),
+        ("snapshot", "snapshot-machine"),
+        ("keep_house_machines", "find-lost-operations"),
     ],
 )
 async def test_another_history_does_not(name: str, step: str) -> None:
@@ -98,6 +114,13 @@ def test_a_recorded_round_closed_a_lost_build() -> None:
         for event in histories.load("keep_house").events
     ]
     assert {"find-lost-builds", "clean-up", "record-end", "observe-images", "sweep"} <= set(scheduled)
+
+
+def test_a_recorded_round_looked_after_machines() -> None:
+    """The recorded house-keeping did for machines what there is to do."""
+    text = histories.texts(histories.load("keep_house_machines"))
+    assert '"released":1' in text
+    assert all(step in text for step in ("observe-machines", "end-retired-instances", "sweep-machines"))
 
 
 class TestSecrets:
