@@ -64,6 +64,7 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
         if ami is None:
             return None
         await mark(self._parts.cloud, order, ami, self._tags(order))
+        await self._tag_snapshots(order, ami)
         await log.write("kiln", f"adopting {ami.image_id} ({ami.name}), which an earlier attempt began")
         return await self._built(order, ami, adopted=True)
 
@@ -92,8 +93,7 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
         await self._write(log, "kiln", said)
         self._report(order, f"{said} (attempt {order.attempt}, on {self._parts.holder})")
         ami = await self._until_available(order, image_id, deadline, lease)
-        # CreateImage tags its snapshots on AWS alone.
-        await asyncio.to_thread(self._parts.cloud.tag, order.region, ami.snapshot_ids, self._tags(order))
+        await self._tag_snapshots(order, ami)
         await self._write(
             log, "kiln", f"{image_id} is available: {ami.size_gib} GiB in {len(ami.snapshot_ids)} snapshots"
         )
@@ -161,6 +161,10 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
         return BuiltImage(
             image_id=ami.image_id, region=order.region, account=account, attempt=order.attempt, adopted=adopted
         )
+
+    async def _tag_snapshots(self, order: Order, ami: Ami) -> None:
+        # CreateImage tags its snapshots on AWS alone.
+        await asyncio.to_thread(self._parts.cloud.tag, order.region, ami.snapshot_ids, self._tags(order))
 
     def _tags(self, order: Order) -> dict[str, str]:
         return resource_tags(self._parts.ledger.installation, order.build_id, order.attempt)

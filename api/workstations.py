@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from api.deps import Parts
+from api.errors import NAME_LENGTH
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.keys import Identity
 from kiln.catalog.templates import NewTemplate
@@ -75,7 +76,7 @@ def choose(shelf: SoftwareShelf, software_ids: Sequence[int] | None, base_image_
 def _program(shelf: SoftwareShelf, program_id: int) -> Program:
     program = shelf.program(program_id)
     if program is None:
-        raise InvalidRequestError("software_ids", f"there is no software {program_id}")
+        raise InvalidRequestError("software_ids", f"there is no software {str(program_id)[:NAME_LENGTH]}")
     return program
 
 

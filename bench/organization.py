@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from bench.children import Answer, Child
 from bench.figures import Figure, Result, Spread, differences, unmeasured
-from bench.organization_rows import Owner, add_owner, vacuum
+from bench.organization_rows import Owner, add_owner
 from bench.pacing import rounds
 from bench.place import running_stack
 from bench.postgres import postgres_programs, running_postgres
@@ -100,7 +100,6 @@ def _owners(stack: LocalStack) -> tuple[Owner, Owner]:
     sealer = Sealer(secret_key(stack.settings))
     with open_catalog(stack.settings) as catalog:
         few, many = (add_owner(catalog, sealer, f"bench-{count}", count) for count in (FEW, MANY))
-        vacuum(catalog)
     return few, many
 
 

@@ -10,13 +10,12 @@ from sqlalchemy import insert, text
 from kiln.catalog import keys
 from kiln.catalog.images import AMI, AVAILABLE, GIB
 from kiln.catalog.names import search_key
-from kiln.catalog.session import Catalog, Transaction
+from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Build, Image, Template
 from kiln.models import Api, BuildKind, BuildStatus, TemplateSource
 from kiln.naming import WORKSTATION_TEMPLATE
 from kiln.sealing import Sealer
 
-BATCH = 10_000
 REGION = "us-east-1"
 PLATFORM = "linux/amd64"
 SIZE_GB = 21
@@ -73,25 +72,23 @@ def add_owner(catalog: Catalog, sealer: Sealer, slug: str, count: int) -> Owner:
     with catalog.transaction() as tx:
         organization = keys.ensure_organization(tx, slug)
         _, key, secret = keys.create_hmac(tx, organization, "bench", ["organization:read"], None, sealer.seal_text)
-        for first in range(0, count, BATCH):
-            _add_images(tx, organization.id, range(first, min(first + BATCH, count)))
+        builds = [_build(organization.id, number) for number in range(count)]
+        tx.execute(insert(Build), builds)
+    # Before anything refers to them: PostgreSQL would look for each as it does in a table of few rows.
+    _vacuum(catalog)
+    made = [build for build in builds if build["status"] == BuildStatus.SUCCEEDED.value]
+    with catalog.transaction() as tx:
+        tx.execute(insert(Template), [_template(build, number) for number, build in enumerate(builds)])
+        tx.execute(insert(Image), [_image(build) for build in made])
+    _vacuum(catalog)
     return Owner(count, key, secret)
 
 
-def vacuum(catalog: Catalog) -> None:
-    """What PostgreSQL's autovacuum does within minutes of such a change. Kiln never asks SQLite for the like."""
+def _vacuum(catalog: Catalog) -> None:
+    """What PostgreSQL does by itself within minutes of such a change; Kiln never asks SQLite for the like."""
     if catalog.engine.dialect.name == "postgresql":
         with catalog.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE"))
-
-
-def _add_images(tx: Transaction, organization_id: str, numbers: range) -> None:
-    builds = [_build(organization_id, number) for number in numbers]
-    made = [_image(build) for build in builds if build["status"] == BuildStatus.SUCCEEDED.value]
-    rows = zip(builds, numbers, strict=True)
-    tx.execute(insert(Build), builds)
-    tx.execute(insert(Template), [_template(build, number) for build, number in rows])
-    tx.execute(insert(Image), made)
 
 
 def _build(organization_id: str, number: int) -> dict[str, Any]:

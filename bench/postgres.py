@@ -68,7 +68,7 @@ def _as_server(*options: str) -> list[str]:
 
 def _wait(programs: Path, server: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    asked = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
+    asked = [str(programs / "pg_isready"), "--quiet", "--host=127.0.0.1", f"--port={port}"]
     while time.monotonic() < deadline and server.poll() is None:
         if subprocess.run(asked, check=False).returncode == 0:
             return

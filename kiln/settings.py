@@ -36,7 +36,7 @@ class Ec2Mode(StrEnum):
 
 
 class Settings(BaseSettings):
-    """All that an operator may set. The README lists every name with its meaning."""
+    """All that an operator may set. docs/operating.md lists every name with its meaning."""
 
     model_config = SettingsConfigDict(env_prefix="KILN_", frozen=True, extra="ignore")
 

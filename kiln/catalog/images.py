@@ -147,11 +147,13 @@ def listing(session: Session, wanted: ImageFilter, deleting_since: datetime) -> 
     return session.scalars(query.order_by(Image.created_at.desc(), Image.id.desc())).all()
 
 
-def begin_deletion(tx: Session, image_id: str) -> bool:
-    """Marks an available image as being deleted. False if somebody else did, or it is gone: the caller must not delete."""
+def begin_deletion(tx: Session, image_id: str, *, gone_too: bool = False) -> bool:
+    """Marks an available image as being deleted; with `gone_too` also one whose AMI EC2 has no more, for its snapshots
+    outlive it. False if somebody else did, or nothing is left of it: the caller must not delete."""
+    deletable = (AVAILABLE, GONE) if gone_too else (AVAILABLE,)
     changed = tx.execute(
         update(Image)
-        .where(Image.id == image_id, Image.status == AVAILABLE)
+        .where(Image.id == image_id, Image.status.in_(deletable))
         .values(status=DELETING, deleting_at=datetime.now(UTC))
         .returning(Image.id)
     )

@@ -22,6 +22,8 @@ from kiln.models import ClientCode, FriendlyStatus, MachineOperation, OperationR
 
 # Fewer than the variables that SQLite takes in one statement.
 LOCKED_AT_ONCE = 500
+# A caller's own number is repeated to them, but not at any length.
+DIGITS_SHOWN = 100
 NOT_OFF = {
     FriendlyStatus.CREATING: "is still being created",
     FriendlyStatus.INSTALLING: "is being installed, or an image of it is being made",
@@ -86,7 +88,7 @@ def _locked_all(tx: Session, organization_id: str, machine_ids: Collection[int])
         rows += tx.scalars(locking.execution_options(populate_existing=True))
     missing = sorted(set(wanted) - {row.id for row in rows})
     if missing or not rows:
-        named = f": {missing[0]}" if missing else ""
+        named = f": {str(missing[0])[:DIGITS_SHOWN]}" if missing else ""
         raise RefusedError(f"machine_ids: no machine of this organization{named}", ClientCode.NO_MACHINES)
     return rows
 

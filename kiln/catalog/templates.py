@@ -123,7 +123,8 @@ def require_available(known: KnownTemplate) -> None:
 
 
 def delete(tx: Session, organization_id: str, template_id: int) -> Deleted:
-    """Takes a template off the list for good: its build is asked to end, or its AMI is `deleting` from now on.
+    """Takes a template off the list for good: its build is asked to end, or its AMI is `deleting` from now on, with
+    its snapshots; of one that EC2 has no more, the snapshots that it left.
 
     Raises NotFoundError; RefusedError while it is being built, or a machine awaits it.
     """
@@ -145,7 +146,7 @@ def delete(tx: Session, organization_id: str, template_id: int) -> Deleted:
 
 
 def _begin_deletion(tx: Session, image: Image | None) -> ImageRef | None:
-    if image is None or not images.begin_deletion(tx, image.id):
+    if image is None or not images.begin_deletion(tx, image.id, gone_too=True):
         return None
     return ImageRef(image_id=image.id, organization_id=image.organization_id)
 

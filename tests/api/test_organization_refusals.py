@@ -247,6 +247,15 @@ def test_ids_of_nobody_in_bodies(tenant: OrganizationTenant, number: int) -> Non
         assert tenant.kept() == before
 
 
+def test_numbers_of_any_length(tenant: OrganizationTenant) -> None:
+    """A number of thousands of digits is unknown like another one, and is not repeated whole."""
+    number, assign = 10**4000, f"/images/{tenant.new_image()}/assign"
+    software = refused(tenant.call("POST", "/images/install", {"software_ids": [number]}))
+    machines = refused(tenant.call("POST", assign, {"machine_ids": [number]}))
+    assert [software[:2], machines[:2]] == [(400, 400), (400, 4211)]
+    assert max(len(software[2]), len(machines[2])) < 200
+
+
 def test_what_is_another_organizations(tenant: OrganizationTenant, other: OrganizationTenant) -> None:
     """Its ids answer as unknown ones do, word for word, and its lists do not show them."""
     image_id, machine_id = other.new_image(), other.new_machine()

@@ -139,13 +139,24 @@ class TestDeletion:
         assert delete(catalog, organization, template).image == ref
         assert ledger.stuck_deletions(timedelta(0)) == [ref]
 
-    @pytest.mark.parametrize("status", ["failed", "gone"])
-    def test_a_failed_one_leaves_nothing_to_do(self, catalog: Catalog, organization: str, status: str) -> None:
-        """A template without an AMI is only taken off the list."""
-        template = add_template(catalog, organization, status)
+    def test_a_failed_one_leaves_nothing_to_do(self, catalog: Catalog, organization: str) -> None:
+        """A template that never had an AMI is only taken off the list."""
+        template = add_template(catalog, organization, "failed")
         deleted = delete(catalog, organization, template)
         assert (deleted.build_to_cancel, deleted.image) == (None, None)
         assert page(catalog, organization) == ([], 0)
+
+    def test_a_gone_ami_leaves_its_snapshots_to_delete(
+        self, ledger: CatalogLedger, catalog: Catalog, organization: str
+    ) -> None:
+        """Somebody who deregisters an AMI leaves its snapshots, and they go with the template."""
+        template = add_template(catalog, organization, "gone")
+        image = image_of(catalog, template_of(catalog, organization, template).build.id)
+        ref = delete(catalog, organization, template).image
+        assert ref == ImageRef(image_id=image.id, organization_id=organization)
+        doomed = ledger.doomed(image.id)
+        assert doomed is not None
+        assert doomed.snapshot_ids == tuple(image.snapshot_ids)
 
     def test_one_that_is_building_stays(self, catalog: Catalog, organization: str) -> None:
         """A template that is being built cannot be deleted."""

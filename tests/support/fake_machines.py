@@ -78,6 +78,10 @@ class FakeMachines:
         """EC2 shows a terminated instance for an hour, and then no more."""
         del self._instances[instance_id]
 
+    def show(self) -> None:
+        """Nothing is hidden any more."""
+        self._hidden.clear()
+
     def state(self, instance_id: str) -> str:
         return self._instances[instance_id].state
 

@@ -33,6 +33,7 @@ class FakeCloud:
         self.installation = installation
         self.account_id = ACCOUNT
         self.calls: Counter[str] = Counter()
+        self.tagged: dict[str, Mapping[str, str]] = {}
         self._lock = threading.Lock()
         self._amis: dict[str, Ami] = {}
         self._others: dict[str, Resource] = {}
@@ -118,6 +119,7 @@ class FakeCloud:
 
     def tag(self, region: str, resource_ids: Collection[str], tags: Mapping[str, str]) -> None:
         self._answer("tag")
+        self.tagged.update(dict.fromkeys(resource_ids, tags))
         for image_id in self.image_ids & set(resource_ids):
             self.change_image(image_id, tags={**self._amis[image_id].tags, **tags})
 

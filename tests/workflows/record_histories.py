@@ -57,6 +57,14 @@ async def of_build(kiln: Harness, build: str) -> WorkflowHistory:
     return await kiln.handle(build).fetch_history()
 
 
+async def of_house(kiln: Harness) -> WorkflowHistory:
+    """The house-keeping's history so far; the next scenario's begins anew."""
+    handle = kiln.client.get_workflow_handle(KEEP_HOUSE_WORKFLOW_ID)
+    history = await handle.fetch_history()
+    await handle.terminate()
+    return history
+
+
 async def success(kiln: Harness) -> WorkflowHistory:
     kiln.tools.script = bakes_and_tells
     async with kiln.workers():
@@ -140,7 +148,7 @@ async def keep_house(kiln: Harness) -> WorkflowHistory:
         kiln.cloud.fail("own_images", times=2)
         await start_house_keeping(kiln.client, HouseTerms(pause_seconds=0.2, rounds_a_sweep=2))
         await kiln.until(lambda: has_observed(kiln, 3))
-        return await kiln.client.get_workflow_handle(KEEP_HOUSE_WORKFLOW_ID).fetch_history()
+        return await of_house(kiln)
 
 
 async def has_observed(kiln: Harness, times: int) -> bool:
@@ -292,7 +300,7 @@ async def keep_house_machines(kiln: MachineHarness) -> WorkflowHistory:
     kiln.machines.fail("instances", times=2)
     async with kiln.control():
         await kiln.keep_house(rounds=3)
-        return await kiln.client.get_workflow_handle(KEEP_HOUSE_WORKFLOW_ID).fetch_history()
+        return await of_house(kiln)
 
 
 async def has_asked(kiln: ContainerHarness, times: int) -> bool:

@@ -161,10 +161,14 @@ class TestSweep:
         kiln.launched(kiln.machine())
         assert self.swept(kiln) == set()
 
-    async def test_an_open_operations_instance_stays(self, kiln: MachineHarness) -> None:
-        """What an operation may have launched is its own to tell."""
-        kiln.launched(kiln.order_rebuild().machine_id, launched_at=old())
+    async def test_an_open_operations_instances_stay(self, kiln: MachineHarness) -> None:
+        """What an operation launched, once or twice, it sorts out itself."""
+        rebuild = kiln.order_rebuild()
+        first, second = (kiln.launched(rebuild.machine_id, launched_at=old()) for _ in range(2))
+        kiln.machine_ledger.note_launch(rebuild, first)
         assert self.swept(kiln) == set()
+        kiln.machine_ledger.adopt_instance(rebuild, kiln.machines.instances(REGION, [first])[first])
+        assert second in self.swept(kiln)
 
     async def test_what_nobody_knows_stays(self, kiln: MachineHarness) -> None:
         """A machine that the catalog does not have, or has in another account, keeps what carries its tag."""

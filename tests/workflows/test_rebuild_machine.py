@@ -199,6 +199,7 @@ class TestCancel:
             row = await kiln.was_cancelled(rebuild)
         assert (row.operation, row.operation_error, row.instance_id) == (None, "it was cancelled", old)
         assert (kiln.machines.alive, kiln.retired()) == ({old}, set())
+        assert len(kiln.machines.launches) == (step == "launch-instance")
 
     async def test_while_ec2_is_waited_for_the_new_one_goes(self, machine_kiln: MachineHarness) -> None:
         """A rebuilding that is cancelled while its instance is pending leaves the old one alone."""
@@ -213,6 +214,19 @@ class TestCancel:
             row = await kiln.was_cancelled(rebuild)
         assert (row.operation_error, row.built_assignment < row.assignment) == ("it was cancelled", True)
         assert (kiln.status_of(row.id), kiln.machines.alive) == ("off", {old})
+
+    async def test_a_new_one_that_ec2_hides_goes_too(self, machine_kiln: MachineHarness) -> None:
+        """What was launched is noted: to be ended, it need not be found by its tags."""
+        kiln = machine_kiln
+        kiln.machines.hides = 1000
+        old = kiln.instance_of((rebuild := kiln.order_rebuild()).machine_id)
+        async with kiln.workers():
+            await kiln.says(await kiln.begin(rebuild), "waiting until")
+            await kiln.cancel(rebuild)
+            await kiln.asked("terminate_instance")
+            kiln.machines.show()
+            await kiln.was_cancelled(rebuild)
+        assert (kiln.machines.alive, kiln.retired()) == ({old}, set())
 
     async def test_a_creation_that_waits_leaves_nothing(self, machine_kiln: MachineHarness) -> None:
         """A creation that is cancelled while its image is built launches nothing."""

@@ -171,15 +171,13 @@ class TestOneImage:
         assert (reference(end), kiln.row(build).attempt, kiln.machines.calls["create_image"]) == (made, 2, 1)
         assert f"adopting {made} (kiln-machine-{build}-1), which an earlier attempt began" in kiln.log(build)
 
-    async def test_an_adopted_one_carries_its_tags(self, machine_kiln: MachineHarness) -> None:
-        """An AMI that is known by its name alone is tagged before it is published."""
+    async def test_an_adopted_ones_snapshots_are_tagged(self, machine_kiln: MachineHarness) -> None:
+        """A simulated EC2 tags no snapshots: Kiln does, whichever attempt saw the AMI finished."""
         kiln = machine_kiln
         async with pending(kiln) as (build, made), kiln.machinist("worker-2"):
-            kiln.cloud.change_image(made, state="available", tags={})
+            kiln.cloud.change_image(made, state="available", snapshot_ids=("snap-1", "snap-2"))
             await kiln.end(build)
-        image = kiln.cloud.image("us-east-1", made)
-        assert image is not None
-        assert image.tags[BUILD_TAG] == build
+        assert [kiln.cloud.tagged[each][BUILD_TAG] for each in ("snap-1", "snap-2")] == [build, build]
 
     async def test_one_that_failed_meanwhile_is_made_anew(self, machine_kiln: MachineHarness) -> None:
         """Where EC2 gave a lost attempt's AMI up, the next attempt has another one made, and the first goes."""
