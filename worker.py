@@ -24,7 +24,8 @@ from kiln.errors import KilnError, UnavailableError
 from kiln.models import HouseTerms
 from kiln.settings import Settings, load_settings
 from kiln.temporal import connected_client, register_search_attributes
-from worker_roles import CONTROL_SLOTS, ROLES, Adapters, open_adapters, queues_of, slots_of, usual_roles, workers_of
+from worker_adapters import Adapters, open_adapters
+from worker_roles import CONTROL_SLOTS, ROLES, queues_of, slots_of, usual_roles, workers_of
 from workflows.dispatch import Dispatcher
 from workflows.start import SEARCH_ATTRIBUTES
 

@@ -1,13 +1,9 @@
 """What each role of a worker serves: its queues, its activities, and the adapters that they need."""
 
-import contextlib
 import os
 import shutil
-import socket
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -31,27 +27,16 @@ from activities.record import RecordActivities
 from activities.snapshot import SnapshotActivities, SnapshotParts
 from activities.verify import VerifyActivities
 from kiln.adapters.buildx import BuildxPlace, BuildxRuns, buildx_program
-from kiln.adapters.contexts import StoredContexts, open_contexts
-from kiln.adapters.ec2 import Ec2Cloud
 from kiln.adapters.engines import Engines
-from kiln.adapters.log_book import StoreLogBook
 from kiln.adapters.packer import PackerPlace, PackerRuns
-from kiln.adapters.registry import KilnRegistry
-from kiln.adapters.registry_public import AnonymousRegistries
 from kiln.adapters.skopeo import SkopeoPlace, SkopeoRuns
-from kiln.adapters.software import SoftwareCatalogue
 from kiln.adapters.templates import Templates
 from kiln.adapters.toolbox import GuardedToolbox
-from kiln.catalog.ledger import CatalogLedger
-from kiln.catalog.machine_ledger import CatalogMachineLedger
-from kiln.catalog.session import Catalog
 from kiln.errors import ToolMissingError
-from kiln.models import Claim
 from kiln.naming import CONTROL_QUEUE, MACHINES_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
-from kiln.ports import Order
-from kiln.registry_tokens import BuildCredentials, RegistryTokens
-from kiln.sealing import Sealer
+from kiln.ports import Order, Placement
 from kiln.settings import PROJECT_ROOT, Settings, SettingsError
+from worker_adapters import Adapters
 from workflows.runner import WORKFLOWS, workflow_runner
 
 ROLES = ("control", "packer", "container", "transfer")
@@ -64,62 +49,6 @@ HEARTBEAT_THROTTLE = timedelta(seconds=1)
 GRACEFUL_SHUTDOWN = timedelta(seconds=1)
 # A build's credential outlives its longest attempt; what it opens closes with the build anyway.
 CREDENTIAL_MARGIN = timedelta(hours=1)
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What the activities of this process work with. `name` is this worker's, as leases and operators know it."""
-
-    settings: Settings
-    name: str
-    catalog: Catalog
-    ledger: CatalogLedger
-    machines: CatalogMachineLedger
-    shelf: SoftwareCatalogue
-    cloud: Ec2Cloud
-    logs: StoreLogBook
-    registry: KilnRegistry
-    contexts: StoredContexts
-    credentials: BuildCredentials
-    public: AnonymousRegistries
-
-
-@contextlib.contextmanager
-def open_adapters(settings: Settings) -> Iterator[Adapters]:
-    """The adapters, closed at the end of the block. Raises KilnError with one line that names what is wrong."""
-    sealer = Sealer(settings.secret_key)
-    shelf = SoftwareCatalogue.load(PROJECT_ROOT / "packer" / "software.yaml")
-    catalog = Catalog(settings.catalog_dsn)
-    catalog.migrate()
-    terms = Claim(
-        mine=False, heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds, max_attempts=settings.max_attempts
-    )
-    cloud = Ec2Cloud(simulated=settings.simulated, endpoint_url=settings.ec2_url)
-    logs = StoreLogBook(settings.logs_dsn)
-    registry = KilnRegistry(settings.registry_host, RegistryTokens(settings.registry_key_file))
-    public = AnonymousRegistries(settings.transfer_registries)
-    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    try:
-        yield Adapters(
-            settings=settings,
-            name=name,
-            catalog=catalog,
-            ledger=CatalogLedger(catalog, sealer, terms),
-            machines=CatalogMachineLedger(catalog),
-            shelf=shelf,
-            cloud=cloud,
-            logs=logs,
-            registry=registry,
-            contexts=open_contexts(settings),
-            credentials=BuildCredentials(sealer),
-            public=public,
-        )
-    finally:
-        public.close()
-        registry.close()
-        logs.close()
-        cloud.close()
-        catalog.close()
 
 
 def usual_roles(settings: Settings) -> list[str]:
@@ -235,6 +164,7 @@ def machine_worker(adapters: Adapters, client: Client) -> Worker:
             cloud=adapters.cloud,
             shelf=adapters.shelf,
             capacity_delay=timedelta(seconds=settings.capacity_delay_seconds),
+            placement=_machine_placement(settings),
         )
     )
     grace = timedelta(seconds=settings.cancel_grace_seconds)
@@ -267,6 +197,15 @@ def machine_worker(adapters: Adapters, client: Client) -> Worker:
         interceptors=[ErrorInterceptor()],
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+    )
+
+
+def _machine_placement(settings: Settings) -> Placement:
+    return Placement(
+        subnet_id=settings.machine_subnet_id,
+        security_group_ids=settings.machine_security_groups,
+        key_name=settings.machine_key_name,
+        instance_profile_arn=settings.machine_instance_profile,
     )
 
 

@@ -34,6 +34,7 @@ from kiln.ports import (
     MachineLedger,
     MachineOrder,
     MachineSource,
+    Placement,
     Retired,
     SoftwareShelf,
 )
@@ -53,12 +54,14 @@ ENDED_STATES = frozenset({"shutting-down", TERMINATED})
 
 @dataclass(frozen=True, kw_only=True)
 class MachineParts:
-    """What the steps work with. `capacity_delay` is how long the next try waits for EC2 to have room."""
+    """What the steps work with. `capacity_delay` is how long the next try waits for EC2 to have room; `placement` where a
+    machine runs that has not run anywhere yet."""
 
     ledger: MachineLedger
     cloud: MachineCloud
     shelf: SoftwareShelf
     capacity_delay: timedelta
+    placement: Placement = Placement()  # noqa: RUF009  frozen
 
 
 class MachineActivities:
@@ -69,6 +72,7 @@ class MachineActivities:
         self._cloud = parts.cloud
         self._shelf = parts.shelf
         self._capacity_delay = parts.capacity_delay
+        self._placement = parts.placement
 
     @activity.defn(name="claim-operation")
     async def claim(self, request: OperationClaimRequest) -> bool:
@@ -115,7 +119,7 @@ class MachineActivities:
             disk_gib=order.disk_gib,
             client_token=launch_token(self._ledger.installation, order.ref.machine_id, order.ref.number),
             tags=self._tags(order, old),
-            placement=old.placement if old and old.state not in ENDED_STATES else order.placement,
+            placement=self._place(order, old),
         )
         try:
             return self._cloud.launch(order.region, launch)
@@ -123,6 +127,14 @@ class MachineActivities:
             raise self._worn_out(error) from error
         except ImageNotFoundError as error:
             raise OperationFailedError(f"its image {launch.image_id} is no longer in EC2") from error
+
+    def _place(self, order: MachineOrder, old: Instance | None) -> Placement:
+        """Where the machine runs, by EC2's last word on it; a terminated instance has lost its own."""
+        if old is not None and old.state not in ENDED_STATES:
+            return old.placement
+        if old is None and self._cloud.simulated:  # one that was restarted knows none of the places that it had
+            return self._placement
+        return self._placement if order.placement == Placement() else order.placement
 
     def _require_account(self, order: MachineOrder, account: str) -> None:
         if order.account not in (None, account):

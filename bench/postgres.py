@@ -38,7 +38,7 @@ def running_postgres(programs: Path) -> Iterator[str]:
         if os.geteuid() == 0:
             shutil.chown(folder, SYSTEM_USER)
         data, log = folder / "data", folder / "log"
-        made = [programs / "initdb", "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
+        made = [str(programs / "initdb"), "-D", str(data), "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
         with log.open("wb") as output:
             subprocess.run([*_as_server(), *made], cwd=folder, stdout=output, stderr=output, check=True)
             with _served(programs, data, output.fileno(), log) as port:
@@ -49,7 +49,7 @@ def running_postgres(programs: Path) -> Iterator[str]:
 def _served(programs: Path, data: Path, output: int, log: Path) -> Iterator[int]:
     (port,) = free_ports(1)
     options = (f"port={port}", f"unix_socket_directories={data.parent}", "listen_addresses=127.0.0.1")
-    command = [programs / "postgres", "-D", data, *(word for option in options for word in ("-c", option))]
+    command = [str(programs / "postgres"), "-D", str(data), *(word for option in options for word in ("-c", option))]
     # However the bench ends, the server ends with it.
     guarded = [*_as_server("--pdeathsig", "QUIT"), *command]
     with subprocess.Popen(guarded, cwd=data, stdout=output, stderr=output, start_new_session=True) as server:

@@ -111,7 +111,7 @@ def build(  # noqa: PLR0913, PLR0917  what a build may ask for
 
 @builds_app.command("list")
 def list_builds(  # noqa: PLR0913, PLR0917  the API's filters
-    kind: Annotated[str, typer.Option(help="machine, container, …; several joined with commas")] = "",
+    kind: Annotated[str, typer.Option(help="machine, container, snapshot, …; several joined with commas")] = "",
     status: Annotated[str, typer.Option(help="queued, building, …; several joined with commas")] = "",
     image: Annotated[str, typer.Option(help="an AMI's id, or a container image's digest")] = "",
     limit: Annotated[int, typer.Option(min=1, max=500, help="how many")] = 50,
@@ -170,11 +170,13 @@ def create_key(  # noqa: PLR0913, PLR0917  the options of a command
     org: Annotated[str, typer.Option(help="the organization; made if it is not there")] = "default",
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="may be repeated; builds:read and builds:write by default, those of organization for --hmac"),
+        typer.Option(
+            help="may be repeated; builds:read and builds:write by default, organization:read and :write with --hmac"
+        ),
     ] = None,
     expires_in: Annotated[str, typer.Option(help="a number and s, m, h, d or w, such as 30d; never by default")] = "",
     hmac: Annotated[
-        bool, typer.Option("--hmac", help="a key that signs requests: print its id and its secret")
+        bool, typer.Option("--hmac", help="a key that signs requests of organization-images: print it and its secret")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -74,6 +74,7 @@ def print_build(build: Mapping[str, Any]) -> None:
         "provider": build["spec"].get("provider"),
         "source": build["spec"].get("reference"),
         "tag": target_text(build),
+        "made of": machine_text(build),
         "template": build["spec"].get("template_source"),
         "attempt": build["attempt"],
         "created": build["created_at"],
@@ -152,14 +153,20 @@ def status_text(status: str) -> Text:
 
 
 def what_text(build: Mapping[str, Any]) -> str:
-    """What the build makes, in a word: the agent of a machine image, the tag of a container image."""
-    return str(build["spec"].get("provider") or "") or target_text(build)
+    """What the build makes, in a word: the agent of a machine image, the tag of a container image, the machine imaged."""
+    return str(build["spec"].get("provider") or "") or target_text(build) or machine_text(build)
 
 
 def target_text(build: Mapping[str, Any]) -> str:
     """`owner/name:tag` of a container image; nothing for others."""
     target = build["spec"].get("target")
     return f"{target['owner']}/{target['name']}:{target['tag']}" if target else ""
+
+
+def machine_text(build: Mapping[str, Any]) -> str:
+    """`machine 7` of an image that is made of a machine; nothing for others."""
+    machine_id = build["spec"].get("machine_id")
+    return f"machine {machine_id}" if machine_id else ""
 
 
 def image_text(build: Mapping[str, Any]) -> str:

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     regions: Annotated[tuple[str, ...], NoDecode] = ("us-east-1",)
     instance_type: str = "t3.medium"
     machine_disk_gb: Annotated[int, Field(ge=1, le=16384)] = 30
+    machine_subnet_id: str = ""
+    machine_security_groups: Annotated[tuple[str, ...], NoDecode] = ()
+    machine_key_name: str = ""
+    machine_instance_profile: str = ""
     ami_name_prefix: str = "kiln"
     subnet_id: str = ""
     iam_instance_profile: str = ""
@@ -118,7 +122,9 @@ class Settings(BaseSettings):
     machine_build_rate: str = ""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("regions", "engine_hosts", "platforms", "transfer_registries", mode="before")
+    @field_validator(
+        "regions", "engine_hosts", "platforms", "transfer_registries", "machine_security_groups", mode="before"
+    )
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -135,9 +135,9 @@ def _insert(tx: Session, row: Machine, name: str | None) -> Machine:
 def _require_nobodys(tx: Session, account: str, instance: Instance) -> None:
     here = (Machine.account == account, Machine.region == instance.region)
     theirs = or_(Machine.instance_id == instance.instance_id, Machine.next_instance_id == instance.instance_id)
-    known = tx.scalar(select(Machine.name).where(*here, theirs).limit(1))
+    known = tx.scalar(select(Machine.id).where(*here, theirs).limit(1))
     if known is not None:
-        raise RefusedError(f"{instance.instance_id} is {known} already")
+        raise RefusedError(f"{instance.instance_id} is machine {known} already")
     if tx.get(RetiredInstance, (instance.region, instance.instance_id)) is not None:
         raise RefusedError(f"{instance.instance_id} is about to be terminated")
 
@@ -183,10 +183,10 @@ def remove(tx: Session, machine_id: int) -> None:
     if row is None:
         raise NotFoundError(f"there is no machine {machine_id}")
     if row.instance_id is not None and row.ec2_state != TERMINATED:
-        raise RefusedError(f"{row.name} has an instance: terminate {row.instance_id} first")
+        raise RefusedError(f"machine {row.id} has an instance: terminate {row.instance_id} first")
     status = standing(tx, row.id).status
     if status is not FriendlyStatus.OFF:
-        raise RefusedError(f"{row.name} is {status}")
+        raise RefusedError(f"machine {row.id} is {status}")
     tx.delete(row)
     tx.flush()
 

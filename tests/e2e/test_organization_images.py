@@ -105,3 +105,16 @@ def test_an_instance_is_taken_in(house: OrganizationRig) -> None:
 
 def tags_of(instance: dict[str, Any]) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+
+
+def test_a_machine_outlives_a_simulated_ec2_that_was_restarted(house: OrganizationRig) -> None:
+    """Its instance is gone, and so are the subnet and the groups that it had: an image that is there recreates it."""
+    number, *_ = house.launch()
+    house.rig.account.ec2.terminate_instances(InstanceIds=[str(house.row(number).instance_id)])
+    house.until(number, "off", seconds=60)
+    house.forget_places(number)
+    image_id = house.call("POST", "/images/install", {"base_image_id": 3})["attributes"]["id"]
+    house.until_image(image_id, "available")
+    house.call("POST", f"/images/{image_id}/assign", {"machine_ids": [number]})
+    house.call("POST", f"/machines/{number}/start")
+    house.until(number, "ready", seconds=60)

@@ -111,6 +111,13 @@ class OrganizationRig:
         """What exists in EC2 now and did not then."""
         return self.rig.account.left_since(before)
 
+    def forget_places(self, number: int) -> None:
+        """What a restart of a simulated EC2 does to a machine: neither its instance nor its subnet is known any more."""
+        placement = {"subnet_id": "subnet-00000000000000000", "security_group_ids": ["sg-00000000000000000"]}
+        with self.catalog.transaction() as tx:
+            row = tx.get_one(Machine, number)
+            row.instance_id, row.placement = "i-00000000000000000", {**row.placement, **placement}
+
     def foreign_instance(self, tags: Mapping[str, str]) -> str:
         """An instance that somebody else launched."""
         ec2 = self.rig.account.ec2
