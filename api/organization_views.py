@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.times import Timestamp, iso_milliseconds
 from kiln.catalog.machines import KnownMachine
-from kiln.catalog.templates import KnownTemplate
+from kiln.catalog.templates import KnownTemplate, ListedTemplate
 from kiln.models import FriendlyStatus, TemplateSource, TemplateStatus
 from kiln.ports import BaseImage, Program, SoftwareShelf
 
@@ -126,7 +126,7 @@ class NewMachines(Envelope):
     count: int
 
 
-def image_resource(known: KnownTemplate) -> dict[str, Any]:
+def image_resource(known: KnownTemplate | ListedTemplate) -> dict[str, Any]:
     """`R`."""
     template = known.template
     attributes = {

@@ -34,6 +34,7 @@ from kiln.errors import KilnError, UnavailableError
 MIGRATIONS = Path(__file__).parent / "migrations"
 SQLITE_BUSY_SECONDS = 30
 SQLITE_BUSY_PAUSE_SECONDS = 0.01
+READING = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 # Any number will do, so long as it is Kiln's own: two processes that migrate at once wait for each other.
 MIGRATION_LOCK = 0x6B696C6E
 
@@ -64,14 +65,17 @@ class Catalog:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading only; whatever it is made to write is rolled back."""
+        """A session for reading only. Whatever it is made to write, SQLite rolls back, and PostgreSQL refuses."""
         with self._session() as session:
             if self.engine.dialect.name == "postgresql":
-                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+                session.connection(execution_options=READING)
             self._begin(session, "BEGIN")
             yield session
             session.expunge_all()  # a rollback would forget what the rows say
-            session.rollback()
+            if self.engine.dialect.name == "postgresql":
+                session.commit()  # at a rollback, psycopg forgets the statements that it has prepared
+            else:
+                session.rollback()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Session]:

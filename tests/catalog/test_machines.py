@@ -85,7 +85,7 @@ class TestTakingIn:
     def test_an_instance_is_one_machine(self, catalog: Catalog, organization: str) -> None:
         """An instance that is a machine already, of whichever organization, is refused."""
         there = machine_row(catalog, add_machine(catalog, add_organization(catalog)))
-        with refused(None, match=there.name):
+        with refused(None, match=f"machine {there.id} already"):
             add_machine(catalog, organization, instance_id=there.instance_id)
 
     def test_an_instance_that_is_to_go_is_no_machine(
