@@ -150,17 +150,17 @@ class CloudSubmission:
     def _agent(self, tx: Transaction, wanted: CloudOrder) -> Agent:
         if wanted.agent_name is not None:
             return agents.ensure(tx, self._identity.organization_id, wanted.agent_name)
-        return self._known_agent(tx, wanted.agent_id or "")
+        return self._known_agent(tx, wanted.agent_id or "", lock=True)
 
     def _check_agent(self, agent_id: str) -> None:
         with self._parts.catalog.read() as session:
             self._known_agent(session, agent_id)
 
-    def _known_agent(self, session: Transaction, agent_id: str) -> Agent:
+    def _known_agent(self, session: Transaction, agent_id: str, *, lock: bool = False) -> Agent:
         """Raises DetailError 404."""
         agent = None
         if UUID_TEXT.fullmatch(agent_id):
-            agent = agents.find(session, self._identity.organization_id, agent_id.lower())
+            agent = agents.find(session, self._identity.organization_id, agent_id.lower(), lock=lock)
         if agent is None:
             raise DetailError(404, "agent_id: no agent of this account has this id")
         return agent

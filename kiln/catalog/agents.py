@@ -36,10 +36,10 @@ def ensure(tx: Session, organization_id: str, name: str) -> Agent:
     return row
 
 
-def find(session: Session, organization_id: str, agent_id: str) -> Agent | None:
-    """An organization's agent by its id, kept from other transactions that write until this one's end."""
+def find(session: Session, organization_id: str, agent_id: str, *, lock: bool = False) -> Agent | None:
+    """An organization's agent by its id; with `lock`, kept from other transactions that write until this one's end."""
     query = select(Agent).where(Agent.organization_id == organization_id, Agent.id == agent_id)
-    return session.scalars(query.with_for_update()).first()
+    return session.scalars(query.with_for_update() if lock else query).first()
 
 
 def undeployed(session: Session, organization_id: str) -> list[Undeployed]:

@@ -144,7 +144,7 @@ class MachineHarness(Harness):
 
         async def has_heard() -> bool:
             kinds = [event.event_type for event in (await self.operation(ref).fetch_history()).events]
-            return TASK_COMPLETED in kinds[kinds.index(CANCEL_REQUESTED) :]
+            return CANCEL_REQUESTED in kinds and TASK_COMPLETED in kinds[kinds.index(CANCEL_REQUESTED) :]
 
         await self.until(has_heard)
 
@@ -181,6 +181,11 @@ class MachineHarness(Harness):
             return text in await self.details_of(self.operation(ref))
 
         await self.until(is_shown)
+
+    async def waits_for_ec2(self, ref: OperationRef) -> None:
+        """Returns once a worker is waiting for the new instance to run."""
+        await self.says(ref, "waiting until")
+        await self.asked("instances", self.machines.calls["instances"] + 2)
 
     async def asked(self, call: str, times: int = 1) -> None:
         """Returns once EC2 was asked so often."""

@@ -236,7 +236,7 @@ async def rebuild_cancel(kiln: MachineHarness) -> WorkflowHistory:
     kiln.machines.settles = False
     async with kiln.workers():
         rebuild = await kiln.begin(kiln.order_rebuild())
-        await kiln.says(rebuild, "waiting until")
+        await kiln.waits_for_ec2(rebuild)
         await kiln.cancel(rebuild)
         await kiln.says(rebuild, "ending instances")
         await kiln.operation(rebuild).cancel()

@@ -52,7 +52,7 @@ class TestSuccess:
         machine = (rebuild := kiln.order_rebuild()).machine_id
         async with kiln.workers():
             kiln.machines.settles = False
-            await kiln.says(await kiln.begin(rebuild), "waiting until")
+            await kiln.waits_for_ec2(await kiln.begin(rebuild))
             template = kiln.assign(machine)
             kiln.machines.settles = True
             row = await kiln.done(rebuild)
@@ -175,8 +175,7 @@ class TestAWorkerThatStops:
         kiln.machines.settles = False
         async with kiln.control():
             async with kiln.machinist("worker-1"):
-                await kiln.says(rebuild := await kiln.begin(kiln.order_rebuild()), "waiting until")
-                await kiln.asked("instances", times=3)
+                await kiln.waits_for_ec2(rebuild := await kiln.begin(kiln.order_rebuild()))
             kiln.machines.settles = True
             async with kiln.machinist("worker-2"):
                 row = await kiln.done(rebuild)
@@ -207,7 +206,7 @@ class TestCancel:
         old = kiln.instance_of((rebuild := kiln.order_rebuild()).machine_id)
         async with kiln.workers():
             kiln.machines.settles = False
-            await kiln.says(await kiln.begin(rebuild), "waiting until")
+            await kiln.waits_for_ec2(await kiln.begin(rebuild))
             await kiln.cancel(rebuild)
             await kiln.asked("terminate_instance")
             kiln.machines.settles = True
@@ -221,7 +220,7 @@ class TestCancel:
         kiln.machines.hides = 1000
         old = kiln.instance_of((rebuild := kiln.order_rebuild()).machine_id)
         async with kiln.workers():
-            await kiln.says(await kiln.begin(rebuild), "waiting until")
+            await kiln.waits_for_ec2(await kiln.begin(rebuild))
             await kiln.cancel(rebuild)
             await kiln.asked("terminate_instance")
             kiln.machines.show()
@@ -261,7 +260,7 @@ class TestALostWorkflow:
         kiln = machine_kiln
         async with kiln.workers():
             kiln.machines.settles = False
-            await kiln.says(rebuild := await kiln.begin(kiln.order_rebuild()), "waiting until")
+            await kiln.waits_for_ec2(rebuild := await kiln.begin(kiln.order_rebuild()))
             await kiln.operation(rebuild).terminate()
             kiln.make_operation_older(rebuild)
             await kiln.keep_house()
