@@ -182,6 +182,7 @@ install_bench_tools() {
     local lack="the rows that need it are not measured"
     has_static_busybox || (apt_install busybox-static) || say "no static busybox: $lack"
     optional nginx "$lack" install_unstarted nginx-light nginx
+    has_postgresql || (install_postgresql) || say "no PostgreSQL: $lack"
 }
 
 case "${1:-}" in
