@@ -1,0 +1,91 @@
+"""Agent pods and the runners that they run on, as Kiln's floors hand them to each other."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from kiln.models.builds import Frozen
+
+
+class PodStatus(StrEnum):
+    """A pod's life, in the words of `pods.md`. `orphaned` is no stored status: it is a running pod whose runner is away."""
+
+    CREATING = "creating"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TERMINATED = "terminated"
+    ORPHANED = "orphaned"
+
+
+OPEN_POD_STATUSES = frozenset({PodStatus.CREATING, PodStatus.RUNNING})
+
+
+class RunnerStatus(StrEnum):
+    """A runner's state, in the words of `pods.md`: `busy` is online with no place left."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    BUSY = "busy"
+
+
+class SandboxType(StrEnum):
+    """Where an agent works: an empty directory, a git worktree, or a container."""
+
+    TEMPDIR = "tempdir"
+    WORKTREE = "worktree"
+    CONTAINER = "container"
+
+
+class AgentType(StrEnum):
+    """The coding agents that a runner may offer."""
+
+    CLAUDE_CODE = "claude-code"
+    CODEX = "codex"
+    GEMINI = "gemini"
+    CURSOR = "cursor"
+    AIDER = "aider"
+
+
+class PodLimits(Frozen):
+    """What a pod may use; None where it is not limited."""
+
+    memory_mb: int | None = None
+    processes: int | None = None
+    disk_mb: int | None = None
+
+
+class PodSpec(Frozen):
+    """What a pod was asked for. Values of environment variables, the MCP configuration and a custom command's arguments
+    are kept encrypted beside the spec; `environment_names` only names the variables."""
+
+    agent_type: AgentType = AgentType.CLAUDE_CODE
+    repository_id: int | None = None
+    branch: str | None = None
+    ticket_slug: str | None = None
+    channel_id: int | None = None
+    sandbox_type: SandboxType = SandboxType.TEMPDIR
+    image: str | None = None
+    environment_names: tuple[str, ...] = ()
+    custom_command: str | None = None
+    auto_close: bool = False
+    auto_close_delay_seconds: int = 0
+    timeout_minutes: int | None = None
+    max_turns: int | None = None
+    limits: PodLimits = PodLimits()
+
+
+class PodRef(Frozen):
+    """A pod workflow's whole input: activities read the rest from the catalog, the runner from Kiln's API."""
+
+    pod_id: str
+    key: str
+    organization_id: str
+    runner_id: str
+
+
+class PodResult(Frozen):
+    """Activity `run-pod`: how the agent ended. `error` None and `exit_code` 0: it is done."""
+
+    exit_code: int | None = None
+    error: str | None = None
+    ended_at: datetime | None = None
