@@ -25,11 +25,13 @@ from kiln.models import HouseTerms
 from kiln.settings import Settings, load_settings
 from kiln.temporal import connected_client, register_search_attributes
 from worker_adapters import Adapters, open_adapters
-from worker_roles import CONTROL_SLOTS, ROLES, queues_of, slots_of, usual_roles, workers_of
+from worker_roles import CONTROL_SLOTS, MACHINE_SLOTS, ROLES, queues_of, slots_of, usual_roles, workers_of
 from workflows.dispatch import Dispatcher
 from workflows.start import SEARCH_ATTRIBUTES
 
 CONNECT_PAUSE = timedelta(seconds=1)
+# Beside what waits for EC2: leases, claims and logs, which must not queue behind it.
+SPARE_THREADS = 64
 
 log = logging.getLogger("kiln.worker")
 
@@ -115,9 +117,16 @@ def _leave(catalog: Catalog, name: str) -> None:
         workers.leave(tx, name)
 
 
+def make_room(loop: asyncio.AbstractEventLoop) -> None:
+    """Has the loop begin every blocking call at once: of its own, it has a few more threads than there are processors,
+    and an EC2 that does not answer would soon hold them all. Threads come as they are needed."""
+    loop.set_default_executor(ThreadPoolExecutor(MACHINE_SLOTS + SPARE_THREADS, "blocking"))
+
+
 async def _main(settings: Settings, roles: Sequence[str]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    make_room(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await run_worker(settings, roles, stopping)

@@ -165,6 +165,7 @@ def machine_worker(adapters: Adapters, client: Client) -> Worker:
             shelf=adapters.shelf,
             capacity_delay=timedelta(seconds=settings.capacity_delay_seconds),
             placement=_machine_placement(settings),
+            settle=settings.settle,
         )
     )
     grace = timedelta(seconds=settings.cancel_grace_seconds)
@@ -178,6 +179,7 @@ def machine_worker(adapters: Adapters, client: Client) -> Worker:
             cloud=adapters.cloud,
             machines=adapters.cloud,
             name_prefix=settings.ami_name_prefix,
+            settle=settings.settle,
         )
     )
     return Worker(

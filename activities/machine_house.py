@@ -57,7 +57,8 @@ class MachineHouse:
     def _observe_in(self, region: str, machines: list[LivingMachine]) -> None:
         asked_at = datetime.now(UTC)
         shown = self._cloud.instances(region, [machine.instance_id for machine in machines])
-        missing = [machine for machine in machines if machine.instance_id not in shown]
+        believed = [machine for machine in machines if machine.state != TERMINATED]
+        missing = [machine for machine in believed if machine.instance_id not in shown]
         if missing:
             self._wait_until_settled()
             shown |= self._cloud.instances(region, [machine.instance_id for machine in missing])

@@ -7,15 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
+from activities.calls import seen_through
 from activities.heartbeat import staying_alive
 from kiln.errors import (
     CapacityError,
+    ConflictError,
     ImageNotFoundError,
     LeftoversError,
     NotFoundError,
     OperationFailedError,
     OperationOverError,
     RefusedError,
+    UnavailableError,
 )
 from kiln.models import (
     LaunchedInstance,
@@ -55,13 +58,14 @@ ENDED_STATES = frozenset({"shutting-down", TERMINATED})
 @dataclass(frozen=True, kw_only=True)
 class MachineParts:
     """What the steps work with. `capacity_delay` is how long the next try waits for EC2 to have room; `placement` where a
-    machine runs that has not run anywhere yet."""
+    machine runs that has not run anywhere yet; `settle` how long EC2 may hide what it has."""
 
     ledger: MachineLedger
     cloud: MachineCloud
     shelf: SoftwareShelf
     capacity_delay: timedelta
     placement: Placement = Placement()  # noqa: RUF009  frozen
+    settle: timedelta = timedelta(0)
 
 
 class MachineActivities:
@@ -73,6 +77,7 @@ class MachineActivities:
         self._shelf = parts.shelf
         self._capacity_delay = parts.capacity_delay
         self._placement = parts.placement
+        self._settle = parts.settle
 
     @activity.defn(name="claim-operation")
     async def claim(self, request: OperationClaimRequest) -> bool:
@@ -90,11 +95,26 @@ class MachineActivities:
         """The operation's instance, launched now or by an earlier try. Raises CapacityError, OperationFailedError."""
         async with staying_alive(lambda: "launching"):
             order = await asyncio.to_thread(self._ledger.machine_order, ref)
-            instance_id = await asyncio.to_thread(self._launched_already, order)
-            if instance_id is None:
-                instance_id = await asyncio.to_thread(self._launch, order)
-            await asyncio.to_thread(self._ledger.note_launch, ref, instance_id)
-        return LaunchedInstance(operation=ref, instance_id=instance_id)
+            until = datetime.now(UTC) + self._settle
+            while True:
+                try:
+                    instance_id = await seen_through(self._instance_of, order)
+                    return LaunchedInstance(operation=ref, instance_id=instance_id)
+                except (ConflictError, ImageNotFoundError) as error:
+                    if datetime.now(UTC) >= until:
+                        raise OperationFailedError(str(error)) from error
+                await asyncio.sleep(POLL.total_seconds())
+
+    def _instance_of(self, order: MachineOrder) -> str:
+        """Raises ConflictError or ImageNotFoundError also while EC2 does not show everywhere what it has."""
+        launched = self._launched_already(order) or self._launch(order)
+        try:
+            return self._ledger.note_launch(order.ref, launched)
+        except OperationOverError:
+            # The ledger spares it if it is the machine's after all.
+            account = self._cloud.account(order.region)
+            self._ledger.retire([Retired(order.ref.machine_id, launched, order.region, account)])
+            raise
 
     def _launched_already(self, order: MachineOrder) -> str | None:
         if order.next_instance_id is not None:
@@ -103,10 +123,11 @@ class MachineActivities:
         return found[0].instance_id if found else None
 
     def _launched(self, order: MachineOrder) -> list[Instance]:
-        """What this operation launched, oldest first."""
+        """What this operation launched, oldest first: not the instance that the machine has, whatever its tags say."""
         number = str(order.ref.number)
         instances = self._cloud.instances_of_machine(order.region, self._ledger.installation, order.ref.machine_id)
-        return [each for each in instances if each.tags.get(LAUNCH_TAG) == number]
+        others = [each for each in instances if each.instance_id != order.instance_id]
+        return [each for each in others if each.tags.get(LAUNCH_TAG) == number]
 
     def _launch(self, order: MachineOrder) -> str:
         account = self._cloud.account(order.region)
@@ -126,7 +147,7 @@ class MachineActivities:
         except CapacityError as error:
             raise self._worn_out(error) from error
         except ImageNotFoundError as error:
-            raise OperationFailedError(f"its image {launch.image_id} is no longer in EC2") from error
+            raise ImageNotFoundError(f"its image {launch.image_id} is no longer in EC2") from error
 
     def _place(self, order: MachineOrder, old: Instance | None) -> Placement:
         """Where the machine runs, by EC2's last word on it; a terminated instance has lost its own."""
@@ -212,8 +233,7 @@ class MachineActivities:
             if order.instance_id is None:
                 raise OperationFailedError("the machine has no instance")
             state = await self._powered(order, order.instance_id)
-            gone = "its instance was terminated in EC2" if state in ENDED_STATES else None
-            await asyncio.to_thread(self._ledger.finish_operation, ref, state, gone)
+            await asyncio.to_thread(self._ledger.finish_operation, ref, state, _problem_of(ref, state))
 
     def _order_unless_ended(self, ref: OperationRef) -> MachineOrder | None:
         """None if an earlier try has ended the operation, and its answer was lost. Raises OperationOverError."""
@@ -227,29 +247,35 @@ class MachineActivities:
     async def _powered(self, order: MachineOrder, instance_id: str) -> str:
         """The instance's state after it was started or stopped; what EC2 has no more is terminated."""
         try:
-            await asyncio.to_thread(self._switch, order, instance_id)
+            await seen_through(self._switch, order, instance_id)
             return await self._settled_state(order, instance_id)
         except CapacityError as error:
             raise self._worn_out(error) from error
-        except NotFoundError:
-            return TERMINATED
-        except RefusedError as error:
+        except (NotFoundError, RefusedError) as error:
             state = await self._state_now(order, instance_id)
-            if state not in ENDED_STATES:
-                raise OperationFailedError(str(error)) from error
-            return state
+            if state in ENDED_STATES:
+                return state
+            kind = OperationFailedError if isinstance(error, RefusedError) else UnavailableError
+            raise kind(str(error)) from error
 
     def _switch(self, order: MachineOrder, instance_id: str) -> None:
         # In another account the machine's instance would pass for terminated.
         self._require_account(order, self._cloud.account(order.region))
+        # That may have taken long: what another try has ended meanwhile, and the user undone, is not done again.
+        self._ledger.machine_order(order.ref)
         if order.ref.operation is MachineOperation.START:
             self._cloud.start_instance(order.region, instance_id)
         else:
             self._cloud.stop_instance(order.region, instance_id, force=order.forced)
 
     async def _state_now(self, order: MachineOrder, instance_id: str) -> str:
-        shown = await asyncio.to_thread(self._shown, order.region, instance_id)
-        return shown.state if shown else TERMINATED
+        """EC2's word; what it has not shown for as long as it may hide what it has is terminated."""
+        until = datetime.now(UTC) + self._settle
+        while (shown := await asyncio.to_thread(self._shown, order.region, instance_id)) is None:
+            if datetime.now(UTC) >= until:
+                return TERMINATED
+            await asyncio.sleep(POLL.total_seconds())
+        return shown.state
 
     async def _settled_state(self, order: MachineOrder, instance_id: str) -> str:
         wanted = "running" if order.ref.operation is MachineOperation.START else "stopped"
@@ -313,6 +339,15 @@ def end_instance(ledger: MachineLedger, cloud: MachineCloud, retired: Retired) -
         return False  # EC2 may know it only elsewhere yet
     ledger.forget_retired(retired.region, retired.instance_id)
     return True
+
+
+def _problem_of(ref: OperationRef, state: str) -> str | None:
+    """What a machine's users are told of the state in which a start or a stop has left its instance."""
+    if state in ENDED_STATES:
+        return "its instance was terminated in EC2"
+    if ref.operation is MachineOperation.START and state == "stopped":
+        return "EC2 did not start its instance, or stopped it again"
+    return None
 
 
 def _refuse_hopeless(instance_id: str, shown: Instance | None, began: datetime) -> None:

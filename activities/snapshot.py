@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from activities.ami_search import finished_image, mark, marks_of
-from activities.attempt import POLL, Attempt, AttemptParts, see_through
+from activities.attempt import POLL, Attempt, AttemptParts, is_past, see_through
+from activities.calls import seen_through
 from activities.heartbeat import Lease
 from kiln.errors import (
     BuildError,
@@ -25,15 +26,19 @@ from kiln.ports import Ami, Cloud, LogWriting, MachineCloud, Order
 
 # EC2 hides what it has only just begun to make, for a while.
 HIDDEN_PATIENCE = timedelta(minutes=2)
+# What EC2 may show of an instance for a while that it has shown as stopped before.
+STALE_STATES = (None, "stopping")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotParts(AttemptParts):
-    """What an attempt works with. `cloud` and `machines` are two views of one EC2; `name_prefix` begins AMIs' names."""
+    """What an attempt works with. `cloud` and `machines` are two views of one EC2; `name_prefix` begins AMIs' names; `settle`
+    is how long EC2 may hide what it has."""
 
     cloud: Cloud
     machines: MachineCloud
     name_prefix: str
+    settle: timedelta = timedelta(0)
 
 
 class SnapshotActivities:
@@ -84,9 +89,12 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
             raise
 
     async def _made(self, order: Order, lease: Lease, log: LogWriting) -> BuiltImage:
-        await asyncio.to_thread(self._require_stopped, order)
+        await asyncio.to_thread(self._note_account, order)
+        await self._require_stopped(order)
         limit = self._parts.terms.limit
         deadline = await asyncio.to_thread(self._parts.ledger.tool_started, order.build_id, order.attempt, limit)
+        if is_past(deadline):
+            raise self._timed_out(limit)
         image_id = await self._begin_image(order)
         await asyncio.to_thread(self._parts.ledger.note_ids, order.build_id, [image_id])
         said = f"EC2 is making {image_id} of {order.snapshot.instance_id}"
@@ -99,15 +107,23 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
         )
         return await self._built(order, ami, adopted=False)
 
-    def _require_stopped(self, order: Order) -> None:
-        """Notes the account first: from now on the cleanup has something to look for."""
-        spec, machines = order.snapshot, self._parts.machines
-        self._parts.ledger.prepare(order.build_id, order.attempt, machines.account(spec.region))
-        instance = machines.instances(spec.region, [spec.instance_id]).get(spec.instance_id)
-        if instance is None:
-            raise SourceUnavailableError(f"the machine's instance {spec.instance_id} is no more")
-        if instance.state != "stopped":
-            raise SourceUnavailableError(f"the machine's instance {spec.instance_id} is {instance.state}, not stopped")
+    def _note_account(self, order: Order) -> None:
+        """From now on the cleanup has something to look for."""
+        account = self._parts.machines.account(order.region)
+        self._parts.ledger.prepare(order.build_id, order.attempt, account)
+
+    async def _require_stopped(self, order: Order) -> None:
+        until, instance_id = datetime.now(UTC) + self._parts.settle, order.snapshot.instance_id
+        while (state := await asyncio.to_thread(self._state_of, order)) != "stopped":
+            if state not in STALE_STATES or datetime.now(UTC) >= until:
+                stands = "no more" if state is None else f"{state}, not stopped"
+                raise SourceUnavailableError(f"the machine's instance {instance_id} is {stands}")
+            await asyncio.sleep(POLL.total_seconds())
+
+    def _state_of(self, order: Order) -> str | None:
+        spec = order.snapshot
+        instance = self._parts.machines.instances(spec.region, [spec.instance_id]).get(spec.instance_id)
+        return instance.state if instance else None
 
     async def _begin_image(self, order: Order) -> str:
         """Has EC2 begin; a reply that was lost on its way is made up for by the name, which no two attempts share."""
@@ -115,7 +131,7 @@ class SnapshotAttempt(Attempt[SnapshotParts]):
         name = image_name(self._parts.name_prefix, "machine", order.build_id, order.attempt)
         self._phase = "asking EC2 for an image"
         try:
-            return await asyncio.to_thread(self._parts.machines.create_image, spec.region, spec.instance_id, name, tags)
+            return await seen_through(self._parts.machines.create_image, spec.region, spec.instance_id, name, tags)
         except RefusedError as error:
             raise SourceUnavailableError(str(error)) from error
         except ConflictError:

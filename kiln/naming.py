@@ -46,7 +46,7 @@ def operation_workflow_id(machine_id: int, number: int) -> str:
     return f"machine-{machine_id}-{number}"
 
 
-def launch_token(installation: str, machine_id: int, number: int) -> str:
+def launch_token(installation: str, machine_id: int | str, number: int | str) -> str:
     """EC2's ClientToken of an operation's RunInstances, at most 64 characters: repeated, it launches nothing more."""
     return f"{installation}-{machine_id}-{number}"
 

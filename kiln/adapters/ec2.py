@@ -212,8 +212,8 @@ class Ec2Cloud:
         """The new instance's id (EC2 `RunInstances`). All its disks go with it. Of more than 50 tags EC2 gets Kiln's,
         the name and the first others by name; AWS's own (`aws:…`) are left out.
 
-        Raises CapacityError, ImageNotFoundError. A client token whose instance is terminated, or came with another
-        launch, is a CloudRefusedError, and so is a placement that is no more.
+        Raises CapacityError, ImageNotFoundError, ConflictError for a client token that came with another launch. One
+        whose instance is terminated is a CloudRefusedError, and so is a placement that is no more.
         """
         with self._in(region) as there:
             return there.machines.launch(launch)

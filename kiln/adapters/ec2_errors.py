@@ -67,7 +67,8 @@ CAPACITY_CODES: Final = frozenset(
         "VolumeLimitExceeded",
     }
 )
-NAME_TAKEN_CODES: Final = frozenset({"InvalidAMIName.Duplicate"})
+# A name, or a client token, that came with something else.
+TAKEN_CODES: Final = frozenset({"IdempotentParameterMismatch", "InvalidAMIName.Duplicate"})
 WRONG_STATE_CODES: Final = frozenset({"IncorrectInstanceState"})
 UNAVAILABLE_CODES: Final = frozenset(
     {
@@ -107,7 +108,7 @@ _TEXT_LIMIT: Final = 300
 _KINDS: Final[tuple[tuple[frozenset[str], type[KilnError]], ...]] = (
     (IMAGE_GONE_CODES, ImageNotFoundError),
     (GONE_CODES, NotFoundError),
-    (NAME_TAKEN_CODES, ConflictError),
+    (TAKEN_CODES, ConflictError),
     (WRONG_STATE_CODES, RefusedError),
 )
 
@@ -162,8 +163,8 @@ def is_busy(error: ClientError | None) -> bool:
 def translated(region: str) -> Iterator[None]:
     """Raises Kiln's errors in place of botocore's; the message keeps the action, the region and AWS's code.
 
-    Raises CloudUnavailableError, CloudRefusedError, CapacityError, ConflictError (a name is taken), RefusedError (an
-    instance is in the wrong state), ImageNotFoundError and NotFoundError.
+    Raises CloudUnavailableError, CloudRefusedError, CapacityError, ConflictError (a name or a client token is
+    taken), RefusedError (an instance is in the wrong state), ImageNotFoundError and NotFoundError.
     """
     # Without the cause: Temporal writes causes into histories, and botocore's may repeat signed headers.
     try:

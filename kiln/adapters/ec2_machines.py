@@ -19,7 +19,7 @@ from kiln.adapters.ec2_errors import (
 )
 from kiln.adapters.ec2_reading import Ec2Reader, FoundImage, FoundInstance
 from kiln.errors import ImageNotFoundError, NotFoundError, RefusedError
-from kiln.naming import INSTALLATION_TAG, LAUNCH_TAG, MACHINE_TAG, NAME_TAG
+from kiln.naming import INSTALLATION_TAG, LAUNCH_TAG, MACHINE_TAG, NAME_TAG, launch_token
 from kiln.ports import Instance, Launch, Placement
 
 if TYPE_CHECKING:
@@ -157,8 +157,17 @@ class Ec2Machines:
 def _launched(found: Iterable[FoundInstance], installation: str) -> list[Instance]:
     # EC2 takes * and ? in a filter's value for wildcards.
     own = [each for each in found if each.tags.get(INSTALLATION_TAG) == installation and not each.is_gone]
-    launched = [each.instance for each in own if LAUNCH_TAG in each.tags and MACHINE_TAG in each.tags]
+    launched = [each.instance for each in own if _was_launched(each.instance, installation)]
     return sorted(launched, key=lambda instance: (instance.launched_at, instance.instance_id))
+
+
+def _was_launched(instance: Instance, installation: str) -> bool:
+    """Whether it was Kiln that launched it for a machine: a copy that somebody makes in EC2's console, or restores from
+    a backup, has the tags too, and not the client token."""
+    machine_id, number = instance.tags.get(MACHINE_TAG), instance.tags.get(LAUNCH_TAG)
+    if machine_id is None or number is None:
+        return False
+    return instance.client_token == launch_token(installation, machine_id, number)
 
 
 def _request(launch: Launch, image: FoundImage) -> RunInstancesRequestTypeDef:

@@ -272,6 +272,7 @@ def instance_of(instance: InstanceTypeDef, region: str) -> Instance:
             instance_profile_arn=instance.get("IamInstanceProfile", {}).get("Arn", ""),
         ),
         state_reason=instance.get("StateReason", {}).get("Message", ""),
+        client_token=instance.get("ClientToken", ""),
     )
 
 

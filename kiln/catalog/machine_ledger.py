@@ -37,9 +37,9 @@ class CatalogMachineLedger:
         with self._catalog.transaction() as tx:
             machine_operations.note_account(tx, ref, account)
 
-    def note_launch(self, ref: OperationRef, instance_id: str) -> None:
+    def note_launch(self, ref: OperationRef, instance_id: str) -> str:
         with self._catalog.transaction() as tx:
-            machine_operations.note_launch(tx, ref, instance_id)
+            return machine_operations.note_launch(tx, ref, instance_id)
 
     def adopt_instance(self, ref: OperationRef, instance: Instance) -> None:
         with self._catalog.transaction() as tx:

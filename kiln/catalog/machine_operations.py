@@ -15,6 +15,9 @@ from kiln.models import MachineOperation, OperationRef
 from kiln.naming import users_tags
 from kiln.ports import Holdings, Instance, LivingMachine, Retired
 
+# What EC2 did not show is taken for terminated: for so long, it is looked for again.
+DOUBT = timedelta(hours=1)
+
 
 def claim(tx: Session, ref: OperationRef, run_id: str) -> bool:
     """Makes an open operation this run's own; False if it is over, or another run's. Repeating it is harmless."""
@@ -50,19 +53,20 @@ def note_account(tx: Session, ref: OperationRef, account: str) -> None:
     tx.flush()
 
 
-def note_launch(tx: Session, ref: OperationRef, instance_id: str) -> None:
-    """Remembers what the operation launched; what it noted before is retired.
+def note_launch(tx: Session, ref: OperationRef, instance_id: str) -> str:
+    """Remembers what the operation launched first, and returns it: what comes after it is retired.
 
     Raises OperationOverError; OperationFailedError for an instance that is to be terminated.
     """
     row = open_row(tx, ref, lock=True)
-    if row.next_instance_id == instance_id:
-        return
-    _require_kept(tx, row, instance_id)
-    _retire_next(tx, row)
-    row.next_instance_id = instance_id
-    row.updated_at = datetime.now(UTC)
+    if row.next_instance_id is None:
+        _require_kept(tx, row, instance_id)
+        row.next_instance_id = instance_id
+        row.updated_at = datetime.now(UTC)
+    elif instance_id not in (row.next_instance_id, row.instance_id):
+        _retire(tx, row, instance_id)
     tx.flush()
+    return row.next_instance_id
 
 
 def adopt(tx: Session, ref: OperationRef, instance: Instance) -> None:
@@ -112,7 +116,8 @@ def retire(tx: Session, retired: Sequence[Retired]) -> None:
 
 def retired(session: Session, older_than: timedelta, machine_id: int | None) -> list[Retired]:
     """Instances that are to be terminated, oldest first; of one machine only, where one is named."""
-    query = select(RetiredInstance).where(RetiredInstance.retired_at <= datetime.now(UTC) - older_than)
+    old = RetiredInstance.retired_at <= datetime.now(UTC) - older_than
+    query = select(RetiredInstance).where(old, ~_is_had())
     if machine_id is not None:
         query = query.where(RetiredInstance.machine_id == machine_id)
     rows = session.scalars(query.order_by(RetiredInstance.retired_at, RetiredInstance.instance_id))
@@ -133,9 +138,12 @@ def open_rows(session: Session, older_than: timedelta) -> list[Machine]:
 
 
 def living(session: Session) -> list[LivingMachine]:
-    """Machines whose instance the catalog believes to be there, less those with an open operation."""
-    there = (Machine.instance_id.is_not(None), Machine.ec2_state.is_distinct_from(TERMINATED))
-    query = select(Machine).where(*there, Machine.operation.is_(None)).order_by(Machine.id)
+    """Machines whose instance the catalog believes to be there, or has not believed to be terminated for long; less
+    those with an open operation."""
+    doubted_since = datetime.now(UTC) - DOUBT
+    lives = or_(Machine.ec2_state.is_distinct_from(TERMINATED), Machine.state_at > doubted_since)
+    idle = (Machine.instance_id.is_not(None), Machine.operation.is_(None))
+    query = select(Machine).where(*idle, lives).order_by(Machine.id)
     return [
         LivingMachine(row.id, row.instance_id or "", row.region, row.account or "", row.simulated, row.ec2_state or "")
         for row in session.scalars(query)
@@ -185,6 +193,16 @@ def _is_taken(tx: Session, each: Retired) -> bool:
         Machine.instance_id == each.instance_id,
     )
     return tx.scalar(select(Machine.id).where(*has)) is not None
+
+
+def _is_had() -> ColumnElement[bool]:
+    """Whether a retired instance is a machine's: `kiln machines import` may have taken it in at the same moment."""
+    has = (
+        Machine.account == RetiredInstance.account,
+        Machine.region == RetiredInstance.region,
+        Machine.instance_id == RetiredInstance.instance_id,
+    )
+    return select(Machine.id).where(*has).exists()
 
 
 def _is_open(ref: OperationRef) -> tuple[ColumnElement[bool], ...]:

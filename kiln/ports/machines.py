@@ -21,7 +21,8 @@ class Placement:
 @dataclass(frozen=True)
 class Instance:
     """An EC2 instance. `state` is EC2's own word (`pending`, `running`, `stopping`, `stopped`, `shutting-down`,
-    `terminated`), `state_reason` its reason for the last change, "" for none."""
+    `terminated`), `state_reason` its reason for the last change, "" for none. `client_token` is the one that it was
+    launched with, "" for none."""
 
     instance_id: str
     region: str
@@ -32,6 +33,7 @@ class Instance:
     tags: Mapping[str, str] = field(default_factory=dict)
     placement: Placement = Placement()
     state_reason: str = ""
+    client_token: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class MachineCloud(Protocol):
         ...
 
     def launch(self, region: str, launch: Launch) -> str:
-        """The new instance's id. Raises CapacityError if EC2 has no room, ImageNotFoundError if the AMI is no more."""
+        """The new instance's id. Raises CapacityError if EC2 has no room, ImageNotFoundError if the AMI is no more,
+        ConflictError if the client token came with another launch."""
         ...
 
     def start_instance(self, region: str, instance_id: str) -> None:
@@ -143,7 +146,7 @@ class OperationBrief:
 
 @dataclass(frozen=True)
 class LivingMachine:
-    """A machine whose instance the catalog believes to be there. `state_at` is when EC2 was last believed."""
+    """A machine whose instance is there, or may be; `state` is EC2's last word on it, "" for none."""
 
     machine_id: int
     instance_id: str
@@ -200,8 +203,11 @@ class MachineLedger(Protocol):
         """Notes the account before anything is launched in it. Raises OperationOverError."""
         ...
 
-    def note_launch(self, ref: OperationRef, instance_id: str) -> None:
-        """Remembers what the operation launched. Raises OperationOverError."""
+    def note_launch(self, ref: OperationRef, instance_id: str) -> str:
+        """Remembers what the operation launched first, and returns it; what comes after it is retired.
+
+        Raises OperationOverError, OperationFailedError.
+        """
         ...
 
     def adopt_instance(self, ref: OperationRef, instance: Instance) -> None:
@@ -237,7 +243,8 @@ class MachineLedger(Protocol):
         ...
 
     def living_machines(self) -> list[LivingMachine]:
-        """Machines with an instance that is not known to be terminated, less those with an open operation."""
+        """Machines with an instance that is not known to be terminated, or not for long; less those with an open
+        operation."""
         ...
 
     def observed(self, machine: LivingMachine, state: str, asked_at: datetime) -> None:

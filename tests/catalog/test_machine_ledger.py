@@ -171,14 +171,21 @@ class TestAdoption:
 
     def test_what_is_to_go_is_not_adopted(self, machine_ledger: CatalogMachineLedger, rebuild: OperationRef) -> None:
         """An instance that is about to be terminated can neither be launched nor adopted."""
+        doomed = instance()
+        machine_ledger.retire([Retired(4711, doomed.instance_id, REGION, ACCOUNT)])
+        with pytest.raises(OperationFailedError):
+            machine_ledger.note_launch(rebuild, doomed.instance_id)
+        with pytest.raises(OperationFailedError):
+            machine_ledger.adopt_instance(rebuild, doomed)
+
+    def test_the_first_launch_that_is_noted_counts(
+        self, machine_ledger: CatalogMachineLedger, rebuild: OperationRef
+    ) -> None:
+        """Of two launches of one operation the first that is noted is its own, however often another is noted."""
         first, second = instance(), instance()
-        machine_ledger.note_launch(rebuild, first.instance_id)
-        machine_ledger.note_launch(rebuild, second.instance_id)
-        assert retired_ids(machine_ledger) == {first.instance_id}
-        with pytest.raises(OperationFailedError):
-            machine_ledger.note_launch(rebuild, first.instance_id)
-        with pytest.raises(OperationFailedError):
-            machine_ledger.adopt_instance(rebuild, first)
+        noted = [machine_ledger.note_launch(rebuild, each.instance_id) for each in (first, second, first, second)]
+        assert (set(noted), retired_ids(machine_ledger)) == ({first.instance_id}, {second.instance_id})
+        machine_ledger.adopt_instance(rebuild, first)
 
     def test_an_adopted_base_image_is_history(
         self, machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
@@ -266,6 +273,14 @@ class TestRetired:
         machine_ledger.retire(found)
         assert retired_ids(machine_ledger) == {"i-other"}
 
+    def test_what_a_machine_has_is_not_ended(
+        self, machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
+    ) -> None:
+        """An instance that was retired at the moment at which it was taken in is the machine's."""
+        machine_ledger.retire([Retired(4711, each, REGION, ACCOUNT) for each in ("i-taken", "i-left")])
+        rewrite_machine(catalog, add_machine(catalog, organization), instance_id="i-taken")
+        assert retired_ids(machine_ledger) == {"i-left"}
+
     def test_it_is_forgotten_once_it_is_gone(self, machine_ledger: CatalogMachineLedger) -> None:
         """An instance is retired until it is terminated; of no machine any more, too."""
         machine_ledger.retire([Retired(4711, each, REGION, ACCOUNT) for each in ("i-1", "i-2")])
@@ -281,7 +296,8 @@ class TestObservation:
         self, machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
     ) -> None:
         """EC2 is asked about machines with an instance with which nothing is being done."""
-        add_machine(catalog, organization, "terminated")
+        gone = add_machine(catalog, organization, "terminated")
+        rewrite_machine(catalog, gone, state_at=datetime.now(UTC) - timedelta(hours=2))
         create_machine(catalog, organization, base_image_id=1)
         machine = add_machine(catalog, organization, "running")
         (living,) = machine_ledger.living_machines()

@@ -10,7 +10,7 @@ from kiln.catalog.machine_ledger import CatalogMachineLedger
 from kiln.catalog.machines import NewMachine
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Machine
-from kiln.errors import BuildCancelledError, BuildOverError, NotFoundError, OperationFailedError, RefusedError
+from kiln.errors import BuildCancelledError, BuildOverError, NotFoundError, RefusedError
 from kiln.models import ClientCode, MachineOperation, OperationRef
 from kiln.ports import Retired
 from support.machine_rows import (
@@ -255,7 +255,8 @@ def test_an_assignment_waits_for_the_adoption(catalog: Catalog, organization: st
 def test_an_instance_is_noted_or_retired(
     machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
 ) -> None:
-    """No instance is both a machine's next one and to be terminated, whichever is written first."""
+    """No instance is both a machine's next one and to be terminated, whichever is written first: a second launch is
+    to go, and changes nothing else."""
     for _ in range(ROUNDS):
         ref = create_machine(catalog, organization, base_image_id=1)
         machine_ledger.note_launch(ref, "i-before")
@@ -264,12 +265,21 @@ def test_an_instance_is_noted_or_retired(
             partial(machine_ledger.note_launch, ref, found),
             partial(machine_ledger.retire, [Retired(ref.machine_id, found, REGION, ACCOUNT)]),
         ]
-        noted, retired = in_parallel(calls)
-        assert retired is None
+        assert in_parallel(calls) == ["i-before", None]
         doomed = {each.instance_id for each in machine_ledger.retired(LEASE * 0, ref.machine_id)}
-        if noted is None:
-            assert doomed == {"i-before"}
-        else:
-            assert isinstance(noted, OperationFailedError)
-            assert doomed == {found}
-        machine_ledger.forget_retired(REGION, "i-before")
+        assert doomed == {found}
+        assert machine_ledger.note_launch(ref, found) == "i-before"
+
+
+def test_one_of_two_launches_is_noted(
+    machine_ledger: CatalogMachineLedger, catalog: Catalog, organization: str
+) -> None:
+    """Of two launches that are noted at the same moment one is the machine's next one, and the other is to go."""
+    for _ in range(ROUNDS):
+        ref = create_machine(catalog, organization, base_image_id=1)
+        first, second = (instance().instance_id for _ in range(2))
+        outcomes = in_parallel([partial(machine_ledger.note_launch, ref, each) for each in (first, second)])
+        noted = machine_ledger.machine_order(ref).next_instance_id
+        assert outcomes == [noted, noted]
+        doomed = {each.instance_id for each in machine_ledger.retired(LEASE * 0, ref.machine_id)}
+        assert doomed == {first, second} - {noted}

@@ -37,7 +37,9 @@ class TestRefused:
 def demo_program(home: Path, host: str, provider: str) -> subprocess.Popen[str]:
     """Starts the demonstration, in a session of its own, as a terminal would."""
     program = (
-        "import sys, pathlib, cli.container_demo as demo;"
+        "import signal, sys, pathlib, cli.container_demo as demo;"
+        # A terminal's; a background job's, which the tests may run in, is ignored and stays so in what it starts.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"sys.exit(demo.container_demo(pathlib.Path({str(home)!r}), {provider!r}))"
     )
     return subprocess.Popen(

@@ -7,7 +7,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from kiln.adapters.ec2 import CloudUnavailableError
 from kiln.adapters.ec2_errors import CloudRefusedError
@@ -20,6 +20,7 @@ from support.rows import REGION, ami
 BASE_AMI = "ami-000000000000000ba"
 NEXT_STATES = {"pending": "running", "stopping": "stopped", "shutting-down": "terminated"}
 OVER = ("shutting-down", "terminated")
+SLOWEST = timedelta(seconds=10)
 
 _numbers = itertools.count(1)
 
@@ -42,6 +43,7 @@ class FakeMachines:
         self._hidden: Counter[str] = Counter()
         self._faults: defaultdict[str, list[KilnError]] = defaultdict(list)
         self._lost_replies: dict[str, KilnError] = {}
+        self._slow_replies: dict[str, threading.Event] = {}
         self._protected: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.launches: list[Launch] = []
@@ -61,6 +63,15 @@ class FakeMachines:
     def lose_reply(self, call: str, error: KilnError | None = None) -> None:
         """The next call of that name does its work, and nobody hears of it."""
         self._lost_replies[call] = error or CloudUnavailableError(f"{call}: the reply was lost")
+
+    def slow_reply(self, call: str) -> threading.Event:
+        """The next call of that name does its work, and answers once the event is set."""
+        answers = self._slow_replies[call] = threading.Event()
+        return answers
+
+    def hide(self, instance_id: str, looks: int) -> None:
+        """So many looks do not show the instance."""
+        self._hidden[instance_id] = looks
 
     def protect(self, instance_id: str) -> None:
         """EC2 refuses to terminate the instance."""
@@ -93,6 +104,8 @@ class FakeMachines:
     # kiln.ports.MachineCloud
 
     def account(self, region: str) -> str:
+        self._answer("account")
+        self._reply("account")
         return self._cloud.account(region)
 
     def instances(self, region: str, instance_ids: Collection[str]) -> dict[str, Instance]:
@@ -172,6 +185,8 @@ class FakeMachines:
                 raise self._faults[call].pop(0)
 
     def _reply(self, call: str) -> None:
+        slow = self._slow_replies.pop(call, None)
+        assert slow is None or slow.wait(SLOWEST.total_seconds()), f"{call}: nobody had it answer"
         error = self._lost_replies.pop(call, None)
         if error is not None:
             raise error

@@ -55,7 +55,7 @@ POLL_SECONDS = 0.02
 PATIENCE_SECONDS = 15.0
 CONTROL_THREADS = 8
 SECRET_NAME = "api_token"
-HEARTBEAT_TIMEOUT = timedelta(seconds=2)
+HEARTBEAT_TIMEOUT = timedelta(seconds=3)
 THROTTLE = timedelta(milliseconds=200)
 # Above a worker's shutdown: an activity that does not end would hang the test.
 GRACEFUL = timedelta(milliseconds=50)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kiln.adapters.ec2 import CloudRefusedError, CloudUnavailableError, Ec2Cloud
-from kiln.errors import CapacityError, ImageNotFoundError, NotFoundError, RefusedError
+from kiln.errors import CapacityError, ConflictError, ImageNotFoundError, NotFoundError, RefusedError
 from kiln.naming import INSTALLATION_TAG, LAUNCH_TAG, MACHINE_TAG, NAME_TAG, machine_tags
 from kiln.ports import Placement
 from support.ec2_editing import EditingProxy
@@ -213,10 +213,10 @@ def test_a_lost_reply_launches_nothing_twice(
 
 
 def test_a_token_with_another_launch_is_refused(cloud: Ec2Cloud, machines: MachineThings) -> None:
-    """EC2's own word for it reaches the caller, and no retry helps."""
+    """EC2's own word for it reaches the caller: there is an instance already, which may not be shown yet."""
     machines.launch()
 
-    with pytest.raises(CloudRefusedError, match="IdempotentParameterMismatch"):
+    with pytest.raises(ConflictError, match="IdempotentParameterMismatch"):
         cloud.launch(REGION, machines.order(disk_gib=DISK_GIB + 1))
 
 
