@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, aliased
 
 from kiln.catalog.builds import BuildWithImage
@@ -40,6 +40,16 @@ def find(session: Session, organization_id: str, agent_id: str, *, lock: bool = 
     """An organization's agent by its id; with `lock`, kept from other transactions that write until this one's end."""
     query = select(Agent).where(Agent.organization_id == organization_id, Agent.id == agent_id)
     return session.scalars(query.with_for_update() if lock else query).first()
+
+
+def note_deployed(tx: Session, image_id: str) -> None:
+    """Writes that a pod ran from an image of the agent's builds. An image of no agent, or a later pod, changes nothing."""
+    of_image = select(Build.agent_id).join(Image, Image.build_id == Build.id).where(Image.id == image_id)
+    tx.execute(
+        update(Agent)
+        .where(Agent.id == of_image.scalar_subquery(), Agent.deployed_at.is_(None))
+        .values(deployed_at=datetime.now(UTC))
+    )
 
 
 def undeployed(session: Session, organization_id: str) -> list[Undeployed]:

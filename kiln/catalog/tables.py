@@ -45,6 +45,7 @@ ID = String(36)
 SHORT = String(255)
 # What a client may send as an image's reference, made whole with its digest (kiln/references.py).
 REFERENCE = String(1100)
+CLAIMED = "run_id IS NOT NULL"
 
 
 class Installation(Base):
@@ -378,14 +379,17 @@ class Repository(Base):
 
 
 class Pod(Base):
-    """One agent at work on a runner. `attempt` counts what began to run it, `shim` is the process that won; from
-    `lease_until` on nobody vouches for it. `secrets` are gone at its end."""
+    """One agent at work on a runner. `attempt` counts how often its work was begun, `shim` is the process that won; from
+    `lease_until` on nobody vouches for it. `secrets` are gone at its end, `run_id` once its workflow has ended too."""
 
     __tablename__ = "pods"
     __table_args__ = (
         Index("ix_pods_page", "organization_id", "created_at", "id"),
+        # Holds all that a page of some statuses is chosen by: each status is a range of it.
+        Index("ix_pods_status", "organization_id", "status", "created_at", "id", "runner_id"),
         Index("ix_pods_runner", "runner_id", "status"),
         Index("ix_pods_open", "status", "created_at"),
+        Index("ix_pods_run", "run_id", sqlite_where=text(CLAIMED), postgresql_where=text(CLAIMED)),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)

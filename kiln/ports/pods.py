@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from kiln.models import PodResult, PodSpec
+from kiln.models import PodRef, PodResult, PodSpec, PodStatus
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,34 @@ class PodOrder:
 
 
 @dataclass(frozen=True)
+class RunnerProcess:
+    """The process of a runner that speaks: once another one has registered, what it says is refused."""
+
+    runner_id: str
+    incarnation: str
+
+
+@dataclass(frozen=True)
+class PodSecrets:
+    """What of a pod is kept sealed, and only until its end. In clear here: never log it."""
+
+    environment: Mapping[str, str] = field(repr=False, default_factory=dict)
+    custom_args: Sequence[str] = field(repr=False, default=())
+    mcp_config: Mapping[str, object] | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True)
+class PodBrief:
+    """A pod and the workflow run that claimed it: what the dispatcher and the house-keeping decide by."""
+
+    ref: PodRef
+    run_id: str | None
+
+
+@dataclass(frozen=True)
 class Instructions:
-    """What a runner hears in answer to its heartbeat: pods that are to end, and those whose sandbox is to go."""
+    """What a runner hears in answer to its heartbeat, of the pods that it listed: `end` are not, or no longer, its to
+    run (of one whose agent has ended by itself, nothing is left to do), `remove` those whose sandbox is to go too."""
 
     end: frozenset[str] = frozenset()
     remove: frozenset[str] = frozenset()
@@ -111,7 +137,7 @@ class RunnerApi(Protocol):
 
 @dataclass(frozen=True)
 class ShimOrder:
-    """What a shim is to run. `environment` reaches it by its standard input."""
+    """What a shim is to run. `environment` reaches it by its standard input; `secrets` are masked in what is printed."""
 
     shim: str
     argv: Sequence[str]
@@ -123,6 +149,7 @@ class ShimOrder:
     lease_seconds: float = 300.0
     memory_mb: int | None = None
     processes: int | None = None
+    secrets: Sequence[str] = field(repr=False, default=())
 
 
 class Shim(Protocol):
@@ -162,4 +189,81 @@ class Shims(Protocol):
 
     def keys(self) -> frozenset[str]:
         """Pods that have a directory here."""
+        ...
+
+
+class PodLedger(Protocol):
+    """The catalog's word on pods: each call is one transaction, and repeating it is harmless.
+
+    What a runner says, a `RunnerProcess` says: RefusedError unless it is the one that registered last, with a token that
+    is still good; NotFoundError for a pod of another runner. Any call may raise UnavailableError.
+    """
+
+    def claim_pod(self, ref: PodRef, run_id: str) -> PodSpec | None:
+        """Makes an open pod this run's own, and says what was asked for; None if it has ended, or is another run's."""
+        ...
+
+    def release_pod(self, ref: PodRef, run_id: str) -> bool:
+        """Gives an open pod whose run is no more back to the dispatcher; False if it has ended, or is another run's."""
+        ...
+
+    def finish_pod(self, ref: PodRef, result: PodResult) -> PodStatus:
+        """The workflow's last word: closes a pod that is still open, `completed` or `failed`. Returns how it ended."""
+        ...
+
+    def terminate_pod(self, ref: PodRef) -> None:
+        """Writes `terminated` for a pod that is still open: for a workflow that somebody cancelled. Raises NotFoundError."""
+        ...
+
+    def add_prompt(self, ref: PodRef, text: str) -> int:
+        """Keeps a prompt for the pod's agent; its number. Raises NotFoundError, RefusedError for an ended pod,
+        UnavailableError while its runner is away."""
+        ...
+
+    def open_pods(self, older_than: timedelta) -> list[PodBrief]:
+        """Open pods that have had `older_than` to get going, oldest first."""
+        ...
+
+    def unsettled_pods(self, older_than: timedelta) -> list[PodBrief]:
+        """Pods that ended at least `older_than` ago and whose workflow has not said its last word: it may not have heard
+        of the end. Oldest end first."""
+        ...
+
+    def lapse_pods(self) -> list[PodRef]:
+        """Closes pods that nobody vouches for any more, `failed`: those whose lease is over, and those that wait for a
+        runner whose token was disabled. Their workflows are still to be told."""
+        ...
+
+    def register(self, runner_id: str, report: HostReport) -> None:
+        """Makes the report's incarnation the runner's process. Raises RefusedError if its token was disabled."""
+        ...
+
+    def beat(self, process: RunnerProcess, keys: Sequence[str]) -> Instructions:
+        """The runner is there, and so are these pods: their leases go on."""
+        ...
+
+    def locate(self, process: RunnerProcess, key: str) -> PodRef:
+        """A pod of the runner's, open or ended: to keep its log."""
+        ...
+
+    def begin(self, process: RunnerProcess, key: str, shim: str) -> PodOrder:
+        """Takes a `creating` pod up for a shim: the first one that asks has it for ever, and only it may ask again.
+
+        The order names its image without a token, and has the prompts numbered from 1 on. Raises OperationOverError if
+        the pod has ended, runs already, or has another shim; OperationFailedError if what it needs is no more.
+        """
+        ...
+
+    def started(self, process: RunnerProcess, key: str, shim: str) -> None:
+        """The agent runs. Raises OperationOverError if the pod has ended, or has another shim: then it must not."""
+        ...
+
+    def prompts(self, process: RunnerProcess, key: str, after: int) -> list[tuple[int, str]]:
+        """Prompts numbered above `after`; those up to it are noted as taken. Raises OperationOverError once the pod has
+        ended."""
+        ...
+
+    def ended(self, process: RunnerProcess, key: str, shim: str, result: PodResult) -> PodStatus:
+        """The agent is no more: closes a pod that is still open. Returns how it ended. Raises OperationOverError if it
+        has another shim."""
         ...

@@ -9,9 +9,11 @@ import pytest
 
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.machine_ledger import CatalogMachineLedger
+from kiln.catalog.pod_ledger import CatalogPodLedger
 from kiln.catalog.session import Catalog
 from kiln.models import Claim
 from kiln.sealing import Sealer
+from support.pod_rows import POD_LEASE
 from support.rows import add_organization, empty_tables, fresh_database
 
 
@@ -84,3 +86,8 @@ def ledger(catalog: Catalog, sealer: Sealer) -> CatalogLedger:
 @pytest.fixture
 def machine_ledger(catalog: Catalog) -> CatalogMachineLedger:
     return CatalogMachineLedger(catalog)
+
+
+@pytest.fixture
+def pod_ledger(catalog: Catalog, sealer: Sealer) -> CatalogPodLedger:
+    return CatalogPodLedger(catalog, sealer, POD_LEASE)
