@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -184,6 +184,7 @@ class LocalStack:
         """The home, its lock and keys, and the catalog with its tables."""
         prepare_home(self.settings)
         self._resources.enter_context(locked_home(self.settings))
+        self._resources.callback(self._leave_no_folder)
         secret = secret_key(self.settings)
         with open_catalog(self.settings) as catalog:
             self._key = first_key(self.settings, catalog)
@@ -192,6 +193,12 @@ class LocalStack:
         self._secret = secret
         self._known = {part.name: part for part in self._made(ALL_PARTS)}
         self._supervisor = Supervisor(self._say, auto_restart=self._auto_restart)
+
+    def _leave_no_folder(self) -> None:
+        """The runs of a home whose path is long have their folder elsewhere: it goes with the stack, unless one is left."""
+        if not self.settings.runs_dir.is_relative_to(self.settings.home_dir):
+            with suppress(OSError):
+                self.settings.runs_dir.rmdir()
 
     def _start_foundations(self) -> None:
         """What workers and API build on. Container builds are off if their parts cannot be had."""

@@ -35,8 +35,14 @@ ENGINE_PATIENCE = timedelta(seconds=3)
 REGISTRY_PATIENCE = timedelta(seconds=1)
 # The names of all settings: some hold secrets, and they concern nobody but Kiln's own parts.
 OURS = {f"KILN_{name.upper()}" for name in Settings.model_fields} | {"KILN_API_KEY"}
-# A fair order of starts among organizations needs Temporal's newer matcher.
-DYNAMIC_CONFIG = ("matching.useNewMatcher=true", "matching.enableFairness=true")
+# A fair order of starts among organizations needs Temporal's newer matcher. It orders each of a queue's partitions for
+# itself, of which there are four unless told otherwise; one serves a single host as fast.
+DYNAMIC_CONFIG = (
+    "matching.useNewMatcher=true",
+    "matching.enableFairness=true",
+    "matching.numTaskqueueReadPartitions=1",
+    "matching.numTaskqueueWritePartitions=1",
+)
 
 
 @dataclass(frozen=True)
