@@ -1,7 +1,7 @@
 # make demo            the main job, once, on a stack of its own      make demo ARGS=--container
 # make up              the stack in the foreground until Ctrl-C
 # make test            the tests, within 12 minutes on two cores       make test ARGS='-k cancel'
-# make test-long       those that take minutes: faults and isolation of container builds, agents in containers
+# make test-long       those that take minutes: faults of EC2, machines and container builds, software in containers
 # make check           format, lint, types, layers
 # Each does the set-up that is missing; a second time there is none to do.
 

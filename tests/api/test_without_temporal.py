@@ -2,10 +2,11 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import httpx
 import pytest
 
 from api import machine_images
@@ -16,9 +17,9 @@ from support.ports import free_ports
 from support.rows import new_ami_id
 from support.tenants import Tenant
 
-# A request that waited for Temporal as long as a client may would take a multiple of this; on a busy machine its own work
-# takes a part of it.
-PROMPT_SECONDS = 6.0
+# A second's patience for the call, and a little for everything else.
+PROMPT_SECONDS = 2.5
+TRIES = 3
 
 
 @contextmanager
@@ -47,19 +48,35 @@ def api(lonely_api: RunningApi) -> RunningApi:
     return lonely_api
 
 
+class Watch:
+    """Times calls. What a busy machine adds to one try it hardly adds to all of them; a wait of the server's own is in each."""
+
+    def __init__(self) -> None:
+        self.discarded_seconds = 0.0
+
+    def prompt(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        """The answer of a try that took no longer than is allowed; fails if none did."""
+        for _ in range(TRIES):
+            began = time.monotonic()
+            answer = call()
+            took = time.monotonic() - began
+            if took < PROMPT_SECONDS:
+                return answer
+            self.discarded_seconds += took
+        raise AssertionError(f"{TRIES} tries took {self.discarded_seconds:.1f} s")
+
+
 @pytest.fixture(autouse=True)
-def _prompt() -> Iterator[None]:
+def watch() -> Iterator[Watch]:
     """No request waits for Temporal longer than its patience."""
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < 2 * PROMPT_SECONDS
+    watch, began = Watch(), time.monotonic()
+    yield watch
+    assert time.monotonic() - began - watch.discarded_seconds < 2 * PROMPT_SECONDS
 
 
-def test_a_submission_is_accepted(tenant: Tenant) -> None:
+def test_a_submission_is_accepted(tenant: Tenant, watch: Watch) -> None:
     """The row is the order, which the dispatcher brings to Temporal later."""
-    began = time.monotonic()
-    answer = tenant.submit()
-    assert time.monotonic() - began < PROMPT_SECONDS
+    answer = watch.prompt(tenant.submit)
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
     row = tenant.row(answer.json()["build_id"])
     assert (row.status, row.run_id) == ("queued", None)
@@ -93,13 +110,11 @@ def test_reads_come_from_the_catalog(tenant: Tenant) -> None:
     assert body["workflow_url"].endswith(f"/build-{build_id}")
 
 
-def test_a_page_of_live_builds_is_prompt(tenant: Tenant) -> None:
+def test_a_page_of_live_builds_is_prompt(tenant: Tenant, watch: Watch) -> None:
     """All of them wait together."""
     for _ in range(50):
         tenant.queued()
-    began = time.monotonic()
-    body = tenant.http.get("/api/v1/builds").json()
-    assert time.monotonic() - began < PROMPT_SECONDS
+    body = watch.prompt(lambda: tenant.http.get("/api/v1/builds")).json()
     assert [build["progress"] for build in body["builds"]] == [None] * 50
 
 

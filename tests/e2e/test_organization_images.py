@@ -118,3 +118,7 @@ def test_a_machine_outlives_a_simulated_ec2_that_was_restarted(house: Organizati
     house.call("POST", f"/images/{image_id}/assign", {"machine_ids": [number]})
     house.call("POST", f"/machines/{number}/start")
     house.until(number, "ready", seconds=60)
+    fresh = house.instance_of(number)
+    ami = house.rig.build(house.build_of(image_id))["image"]["ami_id"]
+    assert (fresh["State"]["Name"], fresh["ImageId"]) == ("running", ami)
+    assert house.instances_for(number) == {fresh["InstanceId"]}

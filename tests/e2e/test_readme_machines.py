@@ -1,15 +1,12 @@
 """The README's section on organization-images, run as it stands: a key, every signed line, and `kiln machines`."""
 
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cli.local_stack import LocalStack
-from kiln.settings import PROJECT_ROOT
-from support.readme import blocks, check_answer, printed_by
+from support.readme import blocks, check_answer, printed_by, reader_environment
 from support.stack import running_stack
 
 SECTION = "organization-images"
@@ -30,21 +27,7 @@ def answers(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> list
         "127.0.0.1:5555": f"127.0.0.1:{stack.settings.ec2_port}",
     }
     folder = tmp_path_factory.mktemp("reader")
-    return printed_by(BLOCKS, folder, places, _environment(stack, folder), seconds=100)
-
-
-def _environment(stack: LocalStack, folder: Path) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(PROJECT_ROOT),
-        "HOME": str(folder),
-        "COLUMNS": "120",
-        "KILN_HOME": str(stack.settings.home_dir),
-        "KILN_EC2_PORT": str(stack.settings.ec2_port),
-        "KILN_URL": stack.api_url,
-        "AUTH": f"Authorization: Bearer {stack.api_key}",
-        "JSON": "Content-Type: application/json",
-    }
+    return printed_by(BLOCKS, folder, places, reader_environment(stack, folder), seconds=100)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from support.moto import NOTHING, AccountState
 from support.processes import eventually
 from support.rig import Rig, running_rig
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.long]
 
 CHANGES = ("CreateSecurityGroup", "RunInstances", "CreateImage", "TerminateInstances", "DeleteSecurityGroup")
 HIDDEN_SECONDS = 2.0

@@ -89,6 +89,7 @@ class ResourceLag:
         self._turn = threading.RLock()
         self._late_seconds = 0.0
         self._hidden_seconds = 0.0
+        self._shown_kinds: frozenset[str] = frozenset()
         self._is_mapped_while_pending = True
         self._has_second_snapshot = False
         self._visible_at: dict[Handle, float] = {}
@@ -117,13 +118,14 @@ class ResourceLag:
             for image in self._images.values():
                 image.available_at = time.monotonic()
 
-    def hide_fresh(self, seconds: float) -> None:
-        """Hide instances, AMIs, snapshots, volumes, security groups and key pairs made from now on for `seconds`.
+    def hide_fresh(self, seconds: float, *, but: frozenset[str] = frozenset()) -> None:
+        """Hide instances, AMIs, snapshots, volumes, security groups and key pairs made from now on for `seconds`; not
+        the kinds in `but`, by the parameter that names one (`VolumeId`).
 
         They are missing from the lists of Describe*; asked for by id or name, it says that they don't exist.
         """
         with self._turn:
-            self._hidden_seconds = seconds
+            self._hidden_seconds, self._shown_kinds = seconds, but
 
     def show_fresh(self) -> None:
         """What is hidden can be seen from now on, and what is made later at once."""
@@ -226,7 +228,8 @@ class ResourceLag:
 
     def _hide(self, handles: list[Handle]) -> None:
         if self._hidden_seconds:
-            self._visible_at |= dict.fromkeys(handles, time.monotonic() + self._hidden_seconds)
+            hidden = [handle for handle in handles if handle[0] not in self._shown_kinds]
+            self._visible_at |= dict.fromkeys(hidden, time.monotonic() + self._hidden_seconds)
 
     def _hidden(self) -> set[Handle]:
         now = time.monotonic()

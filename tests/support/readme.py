@@ -1,6 +1,7 @@
 """A document's code blocks, run in one shell as a reader would, and what they printed beside what the document says."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli.local_stack import LocalStack
 from kiln.settings import PROJECT_ROOT
 
 README = (PROJECT_ROOT / "README.md").read_text()
@@ -26,6 +28,7 @@ CHANGING = (
 )
 # How far a build has come when it is looked at is not settled.
 RACING = frozenset({"status", "build_status"})
+RACING_PROGRESS = frozenset({"phase", "detail", "waiting_for"})
 REST = "…"
 # How an error begins, in each contract's shape.
 REFUSALS = ('{"detail"', '{"error"', '{"client_code":4', '{"client_code":5')
@@ -81,6 +84,21 @@ def printed_by(
     return _replaced(finished.stdout, {ours: theirs for theirs, ours in places.items()}).split(BLOCK_MARK)[1:]
 
 
+def reader_environment(stack: LocalStack, folder: Path) -> dict[str, str]:
+    """What a reader's shell has at hand on a stack of their own, once the README's first lines were run."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "HOME": str(folder),
+        "COLUMNS": "120",
+        "KILN_HOME": str(stack.settings.home_dir),
+        "KILN_EC2_PORT": str(stack.settings.ec2_port),
+        "KILN_URL": stack.api_url,
+        "AUTH": f"Authorization: Bearer {stack.api_key}",
+        "JSON": "Content-Type: application/json",
+    }
+
+
 def _script(ran: Sequence[Block], folder: Path, places: Mapping[str, str]) -> str:
     lines = ["set -euo pipefail"]
     for number, block in enumerate(ran):
@@ -117,7 +135,7 @@ def _compare(documented: Any, printed: Any, place: str) -> None:
     or not."""
     if isinstance(documented, dict) and isinstance(printed, dict):
         assert documented.keys() == printed.keys(), place
-        for name in documented.keys() - RACING:
+        for name in documented.keys() - (RACING_PROGRESS if place.endswith(".progress") else RACING):
             _compare(documented[name], printed[name], f"{place}.{name}")
     elif isinstance(documented, list) and isinstance(printed, list):
         _compare_lists(documented, printed, place)

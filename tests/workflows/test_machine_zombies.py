@@ -26,8 +26,10 @@ from kiln.errors import (
 )
 from kiln.models import OperationFailure
 from kiln.naming import LAUNCH_TAG, machine_tags
+from kiln.ports import Marks
 from support.harness import copied_catalog
 from support.machine_harness import MachineHarness
+from support.rows import REGION
 
 # How long this EC2 may hide what it has.
 SETTLE = timedelta(seconds=5)
@@ -112,13 +114,17 @@ class TestACancelInMidCall:
         await try_of(steps(kiln).abandon, OperationFailure(operation=rebuild, message="it was cancelled"))
         assert kiln.retired() == {new}
 
-    @pytest.mark.parametrize("call", ["start_instance", "stop_instance"])
-    async def test_nothing_is_switched_after_the_end(self, kiln: MachineHarness, call: str) -> None:
+    @pytest.mark.parametrize(("call", "switched"), [("start_instance", "pending"), ("stop_instance", "stopping")])
+    async def test_nothing_is_switched_after_the_end(self, kiln: MachineHarness, call: str, switched: str) -> None:
         """A start or a stop that is cancelled on its way to EC2 ends when EC2 has answered: none comes later."""
         power = (
             kiln.order_start(kiln.machine()) if call == "start_instance" else kiln.order_stop(kiln.machine("running"))
         )
         await self.cancelled(kiln, steps(kiln).power, power, call)
+        asked = dict(kiln.machines.calls)
+        await asyncio.sleep(0.1)
+        assert kiln.machines.calls == asked
+        assert kiln.machines.state(kiln.instance_of(power.machine_id)) == switched
 
     async def cancelled(self, kiln: MachineHarness, step: Any, argument: object, call: str) -> None:
         """One try that is cancelled while EC2 is at work; fails if it ends before EC2 answers."""
@@ -137,6 +143,8 @@ class TestACancelInMidCall:
         build = kiln.order_image(kiln.machine())
         parts = replace(kiln._snapshot_parts("worker-1"), client=None)
         await self.cancelled(kiln, SnapshotActivities(parts).build, kiln.ref(build), "create_image")
+        marks = Marks(kiln.ledger.installation, build)
+        assert len(kiln.cloud.images_of_build(REGION, marks)) == 1
 
 
 class TestAnEc2ThatDoesNotKnowYet:

@@ -285,13 +285,23 @@ def test_an_instance_that_ec2_does_not_know_yet_is_still_there(
     assert named(cloud.end_instances(REGION, things.marks())) == {f"instance {instance_id}"}
 
 
+@pytest.mark.parametrize(
+    ("shown", "found"), [(frozenset({"VolumeId"}), ["volume"]), (frozenset(), [])], ids=["volume shown", "all hidden"]
+)
 def test_a_fresh_instance_that_ec2_hides_is_found_later(
-    cloud: Ec2Cloud, made: BuildThings, proxy: EditingProxy, account: Account, before: AccountState
+    cloud: Ec2Cloud,
+    made: BuildThings,
+    proxy: EditingProxy,
+    account: Account,
+    before: AccountState,
+    shown: frozenset[str],
+    found: list[str],
 ) -> None:
-    """An empty pass over an instance that EC2 doesn't show yet proves nothing; once EC2 shows it, a pass ends it."""
-    proxy.hide_fresh(0.5)
+    """An instance that EC2 doesn't show yet is betrayed by its tagged volume, unless that is hidden too; once EC2 shows
+    it, a pass ends it."""
+    proxy.hide_fresh(0.5, but=shown)
     made.instance()
-    assert cloud.remove_leftovers(REGION, made.marks(), ()) == []
+    assert [left.kind for left in cloud.remove_leftovers(REGION, made.marks(), ())] == found
     assert account.left_since(before).instances
 
     deadline = time.monotonic() + DEADLINE_SECONDS
