@@ -61,6 +61,16 @@ def users_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if key != NAME_TAG and not key.startswith(RESERVED_TAG_PREFIXES)}
 
 
+def runner_queue(runner_id: str) -> str:
+    """Where a runner listens for its own pods."""
+    return f"kiln.runner.{runner_id}"
+
+
+def pod_workflow_id(key: str) -> str:
+    """A pod's key, `pod-…`, is its workflow's id too: under it other services signal and query the pod."""
+    return key
+
+
 def container_queue(platform: str) -> str:
     """`kiln.container.linux-arm-v7` for `linux/arm/v7`."""
     return f"kiln.container.{platform.replace('/', '-')}"

@@ -1,6 +1,7 @@
 """Kiln's settings, read from the environment once at start-up and handed on. Names are `KILN_` and the field's name."""
 
 import hashlib
+import os
 import platform
 import tempfile
 from datetime import timedelta
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from kiln.errors import KilnError
 from kiln.naming import PLATFORMS
 
+# Root's homes are closed to the users that its agents run as.
+RUNNERS_DIR = Path("/var/lib/kiln")
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 # A Unix socket's path has at most 107 bytes; the rest of it is a run's own name and Packer's.
 RUNS_PATH_LENGTH = 50
@@ -103,6 +106,20 @@ class Settings(BaseSettings):
     max_unpacked_bytes: Annotated[int, Field(ge=1024)] = 20 * 1000**3
     max_context_members: Annotated[int, Field(ge=1)] = 200_000
 
+    runner_token: Annotated[str, Field(repr=False)] = ""
+    api_url: str = ""
+    runner_places: Annotated[int, Field(ge=1, le=1000)] = 4
+    runner_custom_commands: bool = False
+    runner_dir: Path | None = None
+    runner_engine: str = ""
+    agent_uids: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}-[1-9][0-9]{2,8}$")] = "200000-209999"
+    pod_memory_mb: Annotated[int, Field(ge=16)] = 4096
+    pod_processes: Annotated[int, Field(ge=8)] = 1024
+    pod_cpus: Annotated[float, Field(gt=0)] = 2.0
+    pod_grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    pod_lease_seconds: Annotated[float, Field(ge=10)] = 300.0
+    sandbox_days: Annotated[float, Field(ge=0)] = 7.0
+
     rate_storage: str = ""
     container_build_rate: str = "150/minute"
     container_list_rate: str = "300/minute"
@@ -174,6 +191,16 @@ class Settings(BaseSettings):
             return runs
         mark = hashlib.sha256(str(self.home_dir).encode()).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"kiln-runs-{mark}"
+
+    @property
+    def pods_dir(self) -> Path:
+        """Where a runner keeps its pods, whose agents must get there as other users than the runner's."""
+        if self.runner_dir is not None:
+            return self.runner_dir.expanduser().resolve()
+        if os.geteuid():
+            return self.home_dir / "runner"
+        mark = hashlib.sha256(str(self.home_dir).encode()).hexdigest()[:12]
+        return RUNNERS_DIR / f"runner-{mark}"
 
     @property
     def registry_host(self) -> str:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.orm import Session
 
 from kiln.catalog import pod_work, pods, runners
+from kiln.catalog.pod_tables import Pod, Repository
 from kiln.catalog.pods import open_secrets, pod_ref
 from kiln.catalog.session import Catalog
-from kiln.catalog.tables import Image, Pod, Repository
+from kiln.catalog.tables import Image
 from kiln.errors import OperationFailedError, RefusedError
 from kiln.models import PodRef, PodResult, PodSpec, PodStatus
 from kiln.ports.pods import (

@@ -11,9 +11,9 @@ from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog import agents, pods, runners
+from kiln.catalog.pod_tables import Pod, PodPrompt, Runner
 from kiln.catalog.runners import OPEN_PODS
 from kiln.catalog.session import database_now
-from kiln.catalog.tables import Pod, PodPrompt, Runner
 from kiln.errors import NotFoundError, OperationOverError
 from kiln.models import PodRef, PodResult, PodSpec, PodStatus
 from kiln.ports.pods import Instructions, RunnerProcess

@@ -17,8 +17,8 @@ from operator import add
 from sqlalchemy import ColumnElement, Row, Select, and_, case, func, select, true, union_all
 from sqlalchemy.orm import Session
 
+from kiln.catalog.pod_tables import Pod, PodPrompt, Runner
 from kiln.catalog.runners import OPEN_PODS, is_offline, presence_horizon
-from kiln.catalog.tables import Pod, PodPrompt, Runner
 from kiln.errors import NotFoundError, RefusedError, UnavailableError
 from kiln.models import PodRef, PodSpec, PodStatus
 from kiln.ports.pods import PodSecrets

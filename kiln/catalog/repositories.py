@@ -7,8 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from kiln.catalog.names import is_id
+from kiln.catalog.pod_tables import Pod, Repository
 from kiln.catalog.runners import OPEN_PODS
-from kiln.catalog.tables import Organization, Pod, Repository
+from kiln.catalog.tables import Organization
 from kiln.errors import InvalidRequestError, NotFoundError, RefusedError
 
 NAME_LENGTH = 255

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, Row, Select, case, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
+from kiln.catalog.pod_tables import Pod, Runner
 from kiln.catalog.session import database_now
-from kiln.catalog.tables import Organization, Pod, Runner, UtcDateTime
+from kiln.catalog.tables import Organization, UtcDateTime
 from kiln.errors import InvalidRequestError, RefusedError
 from kiln.models import OPEN_POD_STATUSES, RunnerStatus
 from kiln.ports.pods import HostReport, RunnerProcess

@@ -83,6 +83,35 @@ class PodRef(Frozen):
     runner_id: str
 
 
+class PodClaimRequest(Frozen):
+    """Activity `claim-pod`: `run_id` is the workflow run that asks."""
+
+    pod: PodRef
+    run_id: str
+
+
+class PodEnd(Frozen):
+    """Activity `record-pod-end`."""
+
+    pod: PodRef
+    result: "PodResult"
+
+
+class PodPromptRequest(Frozen):
+    """Activity `prompt-pod`."""
+
+    pod: PodRef
+    text: str
+
+
+class LostPods(Frozen):
+    """Activity `look-after-pods`: what a round found to do."""
+
+    lapsed: int = 0
+    released: int = 0
+    settled: int = 0
+
+
 class PodResult(Frozen):
     """Activity `run-pod`: how the agent ended. `error` None and `exit_code` 0: it is done."""
 

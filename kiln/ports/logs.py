@@ -69,6 +69,14 @@ class LogReading(Protocol):
         """Closes the log of a build that no worker ever saw; the first end stands."""
         ...
 
+    def keep(self, pod_id: str, first: int, lines: Sequence[tuple[datetime, str, str]]) -> int:
+        """Adds a pod's lines (time, stream, text), numbered from `first` on by who sends them, less those that are there
+        already: repeating it, also by two at once, is harmless. Lines between the last one and `first` show as a gap.
+
+        Returns the number up to which the sender need send nothing any more: all of it, for a log that has ended.
+        """
+        ...
+
     def ping(self) -> None:
         """Raises UnavailableError unless the log store answers."""
         ...

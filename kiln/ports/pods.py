@@ -93,6 +93,26 @@ class Instructions:
 
 
 @dataclass(frozen=True)
+class News:
+    """What a runner waits for between its beats: pods that are not its to run any more, and prompts that came for the
+    others, each with its number."""
+
+    end: frozenset[str] = frozenset()
+    prompts: Mapping[str, Sequence[tuple[int, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KnownToKiln:
+    """What a runner learns when it registers: who it is, and by which terms its pods are kept."""
+
+    runner_id: str
+    name: str
+    organization: str
+    lease_seconds: float
+    beat_seconds: float
+
+
+@dataclass(frozen=True)
 class SpooledLine:
     """A line as its shim wrote it down, numbered from 1 within the pod."""
 
@@ -103,10 +123,11 @@ class SpooledLine:
 
 
 class RunnerApi(Protocol):
-    """Kiln's API, as runners use it. Any call may raise UnavailableError, and RefusedError for a token that is no more."""
+    """Kiln's API, as runners use it. Any call may raise UnavailableError; RefusedError for a token that is no more, and
+    once another process has registered as this runner."""
 
-    async def register(self, report: HostReport) -> str:
-        """The runner's id; what an earlier incarnation says is refused from now on."""
+    async def register(self, report: HostReport) -> KnownToKiln:
+        """Who this runner is; what an earlier incarnation says is refused from now on."""
         ...
 
     async def beat(self, pods: Sequence[str]) -> Instructions:
@@ -122,12 +143,14 @@ class RunnerApi(Protocol):
         """The agent runs."""
         ...
 
-    async def prompts(self, key: str, after: int) -> Sequence[tuple[int, str]]:
-        """Prompts numbered above `after`; waits some seconds for one."""
+    async def news(self, after: Mapping[str, int]) -> News:
+        """Waits, some 20 s at most, until there is news of these pods: an order to end, or prompts numbered above
+        `after`; those up to it are noted as taken."""
         ...
 
     async def log(self, key: str, lines: Sequence[SpooledLine]) -> int:
-        """Keeps lines; the number of the last one that is kept. Repeating it is harmless."""
+        """Keeps lines, which follow each other without a gap; the number up to which all are kept, or need not be any
+        more since the log has ended. Repeating it is harmless."""
         ...
 
     async def ended(self, key: str, shim: str, result: PodResult) -> None:
@@ -155,8 +178,9 @@ class ShimOrder:
 class Shim(Protocol):
     """A running shim, or what one left."""
 
-    async def prompt(self, text: str) -> None:
-        """Writes a prompt to the agent's terminal."""
+    async def prompt(self, text: str, number: int | None = None) -> None:
+        """Writes a prompt to the agent's terminal; one with a number that came before is not written again. Raises
+        OperationOverError if the agent has ended, or reads nothing."""
         ...
 
     async def terminate(self) -> None:
@@ -171,8 +195,20 @@ class Shim(Protocol):
         """How it ended. A shim that died without a word is told of as such."""
         ...
 
+    def is_alive(self) -> bool:
+        """Whether the shim, or who clears up after it, still runs."""
+        ...
+
     def lines(self, after: int) -> Sequence[SpooledLine]:
         """What the agent has printed since, at most some hundred lines."""
+        ...
+
+    async def arrived(self, after: int, seconds: float) -> bool:
+        """Waits so long for a line numbered above `after`, or for the end; whether there is such a line."""
+        ...
+
+    async def acknowledge(self, number: int) -> None:
+        """Lets go of the lines up to this one."""
         ...
 
 
@@ -258,9 +294,9 @@ class PodLedger(Protocol):
         """The agent runs. Raises OperationOverError if the pod has ended, or has another shim: then it must not."""
         ...
 
-    def prompts(self, process: RunnerProcess, key: str, after: int) -> list[tuple[int, str]]:
-        """Prompts numbered above `after`; those up to it are noted as taken. Raises OperationOverError once the pod has
-        ended."""
+    def news(self, process: RunnerProcess, after: Mapping[str, int]) -> News:
+        """What there is to say of these pods now: `end` are those that are not, or no longer, the runner's to run;
+        prompts are those numbered above `after`, and those up to it are noted as taken."""
         ...
 
     def ended(self, process: RunnerProcess, key: str, shim: str, result: PodResult) -> PodStatus:

@@ -7,9 +7,10 @@ import pytest
 
 from kiln.catalog import repositories, runners
 from kiln.catalog.pod_ledger import CatalogPodLedger
+from kiln.catalog.pod_tables import Repository, Runner
 from kiln.catalog.runners import PRESENCE_LIMIT
 from kiln.catalog.session import Catalog
-from kiln.catalog.tables import Organization, Repository, Runner
+from kiln.catalog.tables import Organization
 from kiln.errors import InvalidRequestError, NotFoundError, RefusedError
 from kiln.models import PodSpec
 from kiln.ports.pods import RunnerProcess

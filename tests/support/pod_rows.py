@@ -8,10 +8,11 @@ from typing import Any
 from sqlalchemy import select, update
 
 from kiln.catalog import pods, runners
+from kiln.catalog.pod_tables import Pod, PodPrompt, Runner
 from kiln.catalog.pods import KnownPod, NewPod
 from kiln.catalog.runners import KnownRunner
 from kiln.catalog.session import Catalog
-from kiln.catalog.tables import Organization, Pod, PodPrompt, Runner
+from kiln.catalog.tables import Organization
 from kiln.models import PodRef, PodSpec
 from kiln.ports.pods import HostReport, RunnerProcess
 

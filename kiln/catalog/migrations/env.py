@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from kiln.catalog import pod_tables  # noqa: F401  its tables are the metadata's too
 from kiln.catalog.tables import Base
 
 context.configure(
