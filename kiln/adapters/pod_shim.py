@@ -78,7 +78,7 @@ class Shim:
         self._spool = Spool(Path(), order.spool_bytes)
         self._limits = Limits(order.memory_mb, order.processes, frozenset(cgroups.paths))
         self._agent = 0
-        self._prompted = 0
+        self._prompted = order.prompted
         self._started = now()
         self._lease_end = self._started + order.lease_seconds
         self._flush_at: float | None = None

@@ -37,6 +37,7 @@ class Order:
     lease_seconds: float
     memory_mb: int | None
     processes: int | None
+    prompted: int
     spool_bytes: int
 
 

@@ -103,6 +103,10 @@ class HostShim:
         is not taken twice. Raises OperationOverError if the agent has ended, or reads nothing of what it is sent."""
         await self._ask({"do": "prompt", "text": text, "number": number})
 
+    async def prompted(self) -> int:
+        """The number of the last prompt that it has. Raises OperationOverError if it is no more."""
+        return int((await self.status())["prompted"])
+
     async def terminate(self) -> None:
         """Asks for the agent's end: SIGTERM, and after the grace SIGKILL for its whole tree."""
         with suppress(OperationOverError):

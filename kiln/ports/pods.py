@@ -160,7 +160,8 @@ class RunnerApi(Protocol):
 
 @dataclass(frozen=True)
 class ShimOrder:
-    """What a shim is to run. `environment` reaches it by its standard input; `secrets` are masked in what is printed."""
+    """What a shim is to run. `environment` reaches it by its standard input; `secrets` are masked in what is printed.
+    `prompted` is the number of the last prompt that the command line gives the agent already."""
 
     shim: str
     argv: Sequence[str]
@@ -172,6 +173,7 @@ class ShimOrder:
     lease_seconds: float = 300.0
     memory_mb: int | None = None
     processes: int | None = None
+    prompted: int = 0
     secrets: Sequence[str] = field(repr=False, default=())
 
 
@@ -181,6 +183,10 @@ class Shim(Protocol):
     async def prompt(self, text: str, number: int | None = None) -> None:
         """Writes a prompt to the agent's terminal; one with a number that came before is not written again. Raises
         OperationOverError if the agent has ended, or reads nothing."""
+        ...
+
+    async def prompted(self) -> int:
+        """The number of the last prompt that it has. Raises OperationOverError if it is no more."""
         ...
 
     async def terminate(self) -> None:
