@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 from temporalio.client import Client
 
@@ -22,14 +21,14 @@ from kiln.catalog.session import Catalog
 from kiln.catalog.workers import PRESENCE_INTERVAL, Presence
 from kiln.errors import KilnError, UnavailableError
 from kiln.models import HouseTerms
-from kiln.settings import Settings, load_settings
+from kiln.settings import Settings, SettingsError, load_settings
 from kiln.temporal import connected_client, register_search_attributes
 from worker_adapters import Adapters, open_adapters
 from worker_roles import CONTROL_SLOTS, MACHINE_SLOTS, ROLES, queues_of, slots_of, usual_roles, workers_of
+from worker_runner import RUNNER, run_runner, until_it_answers
 from workflows.dispatch import Dispatcher
 from workflows.start import SEARCH_ATTRIBUTES
 
-CONNECT_PAUSE = timedelta(seconds=1)
 # Beside what waits for EC2: leases, claims and logs, which must not queue behind it.
 SPARE_THREADS = 64
 
@@ -39,7 +38,7 @@ log = logging.getLogger("kiln.worker")
 async def run_worker(settings: Settings, roles: Sequence[str], stopping: asyncio.Event) -> None:
     """Serves the roles' queues until `stopping` is set. Raises KilnError."""
     with open_adapters(settings) as adapters, ThreadPoolExecutor(CONTROL_SLOTS, "activity") as pool:
-        client = await _connect(settings, adapters.name, stopping)
+        client = await until_it_answers(lambda: connected_client(settings, adapters.name), stopping)
         if client is None:
             return
         await register_search_attributes(client, SEARCH_ATTRIBUTES)
@@ -62,20 +61,6 @@ async def run_worker(settings: Settings, roles: Sequence[str], stopping: asyncio
         await asyncio.to_thread(_leave, adapters.catalog, adapters.name)
 
 
-async def _connect(settings: Settings, name: str, stopping: asyncio.Event) -> Client | None:
-    """A connected client; None if the worker is stopped before Temporal answers."""
-    said = False
-    while not stopping.is_set():
-        try:
-            return await connected_client(settings, name)
-        except UnavailableError as error:
-            if not said:
-                log.warning("%s; trying again until it does", error)
-            said = True
-            await asyncio.sleep(CONNECT_PAUSE.total_seconds())
-    return None
-
-
 def _warm_up(cloud: Ec2Cloud, settings: Settings) -> None:
     """boto3 takes its time over EC2's model; better now than in the first build."""
     for region in settings.regions:
@@ -89,7 +74,7 @@ def _dispatcher(adapters: Adapters, client: Client) -> Dispatcher:
     settings = adapters.settings
     rounds = max(1, round(settings.sweep_seconds / settings.house_seconds))
     terms = HouseTerms(pause_seconds=settings.house_seconds, rounds_a_sweep=rounds)
-    return Dispatcher(adapters.ledger, client, terms, adapters.registry, adapters.machines)
+    return Dispatcher(adapters.ledger, client, terms, adapters.registry, machines=adapters.machines, pods=adapters.pods)
 
 
 def _presence(adapters: Adapters, roles: Sequence[str], settings: Settings) -> Presence:
@@ -123,34 +108,52 @@ def make_room(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_default_executor(ThreadPoolExecutor(MACHINE_SLOTS + SPARE_THREADS, "blocking"))
 
 
-async def _main(settings: Settings, roles: Sequence[str]) -> None:
+async def _main(settings: Settings, roles: Sequence[str], runner_name: str | None) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     make_room(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    await run_worker(settings, roles, stopping)
+    if RUNNER in roles:
+        await run_runner(settings, runner_name, stopping)
+    else:
+        await run_worker(settings, roles, stopping)
 
 
 def main() -> int:
     """The command line. Exit 1 with one line on standard error when something that the worker needs is missing."""
-    parser = argparse.ArgumentParser(description="Runs a Kiln worker.")
-    parser.add_argument(
-        "--role",
-        action="append",
-        choices=ROLES,
-        help="may be repeated; by default all that this host can serve",
-    )
-    told = parser.parse_args().role
+    told = _arguments()
     try:
         settings = load_settings()
-        roles = told or usual_roles(settings)
+        roles = _roles(told, settings)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        asyncio.run(_main(settings, sorted(set(roles))))
+        asyncio.run(_main(settings, roles, told.runner_name))
     except KilnError as error:
         print(f"kiln worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Runs a Kiln worker.")
+    parser.add_argument(
+        "--role",
+        action="append",
+        choices=(*ROLES, RUNNER),
+        help="may be repeated, but for runner; by default all that this host can serve, but for runner",
+    )
+    parser.add_argument("--runner-name", metavar="NAME", help="the runner that KILN_RUNNER_TOKEN must be of")
+    return parser.parse_args()
+
+
+def _roles(told: argparse.Namespace, settings: Settings) -> list[str]:
+    """Raises SettingsError."""
+    roles = sorted(set(told.role or usual_roles(settings)))
+    if RUNNER in roles and roles != [RUNNER]:
+        raise SettingsError("--role runner stands alone: a runner sees neither catalog nor cloud")
+    if told.runner_name is not None and RUNNER not in roles:
+        raise SettingsError("--runner-name is for --role runner")
+    return roles
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from kiln.adapters.contexts import StoredContexts, open_contexts
 from kiln.adapters.ec2 import Ec2Cloud
@@ -15,6 +16,7 @@ from kiln.adapters.registry_public import AnonymousRegistries
 from kiln.adapters.software import SoftwareCatalogue
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.machine_ledger import CatalogMachineLedger
+from kiln.catalog.pod_ledger import CatalogPodLedger
 from kiln.catalog.session import Catalog
 from kiln.models import Claim
 from kiln.registry_tokens import BuildCredentials, RegistryTokens
@@ -31,6 +33,7 @@ class Adapters:
     catalog: Catalog
     ledger: CatalogLedger
     machines: CatalogMachineLedger
+    pods: CatalogPodLedger
     shelf: SoftwareCatalogue
     cloud: Ec2Cloud
     logs: StoreLogBook
@@ -62,6 +65,7 @@ def open_adapters(settings: Settings) -> Iterator[Adapters]:
             catalog=catalog,
             ledger=CatalogLedger(catalog, sealer, terms),
             machines=CatalogMachineLedger(catalog),
+            pods=CatalogPodLedger(catalog, sealer, lease=timedelta(seconds=settings.pod_lease_seconds)),
             shelf=shelf,
             cloud=cloud,
             logs=logs,

@@ -22,6 +22,8 @@ from activities.machine_house import MachineHouse
 from activities.machines import MachineActivities, MachineParts
 from activities.packer import PackerActivities
 from activities.packer_attempt import PackerParts, PackerTerms
+from activities.pod_house import PodHouse
+from activities.pod_record import PodRecord
 from activities.publication import PublicationActivities
 from activities.record import RecordActivities
 from activities.snapshot import SnapshotActivities, SnapshotParts
@@ -135,7 +137,13 @@ def _light_activities(adapters: Adapters, client: Client) -> list[Callable[..., 
         settle=adapters.settings.settle,
         grace=timedelta(seconds=adapters.settings.sweep_grace_seconds),
     )
+    pods = PodRecord(adapters.pods, logs)
     return [
+        pods.claim,
+        pods.prompt,
+        pods.terminate,
+        pods.record_end,
+        PodHouse(adapters.pods, logs, client).look_after,
         machine_house.observe,
         machine_house.find_lost_operations,
         machine_house.end_retired,

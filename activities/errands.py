@@ -21,15 +21,23 @@ class TagBook(Protocol):
         """The tags of a repository that are to point at the digest."""
         ...
 
+    def in_use(self, digest: str) -> bool:
+        """Whether an open pod runs from an image of this digest."""
+        ...
 
-def carry_out(registry: Registry, book: TagBook, errand: Errand) -> None:
+
+def carry_out(registry: Registry, book: TagBook, errand: Errand) -> bool:
     """Brings the errand's tag to where the catalog has it by now, and deletes its manifest if no tag needs it.
 
     Publications and other errands may come in between: what is taken away is looked at again afterwards, and given back.
-    Repeating it is harmless, also after a crash in the middle. Raises UnavailableError.
+    Returns whether all of it is done: while an open pod runs from the image, its manifest stays. Repeating it is
+    harmless, also after a crash in the middle. Raises UnavailableError.
     """
-    _settle_manifest(registry, book, errand)
+    held = book.in_use(errand.digest)
+    if not held:
+        _settle_manifest(registry, book, errand)
     _settle_tag(registry, book, errand)
+    return not held
 
 
 def _settle_manifest(registry: Registry, book: TagBook, errand: Errand) -> None:

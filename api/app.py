@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from fastapi import FastAPI
 
@@ -14,11 +15,14 @@ from api import (
     machine_images,
     organization_images,
     organization_machines,
+    pods,
     registry_token,
+    runner_calls,
+    runners,
 )
 from api.deps import Containers, Parts
 from api.errors import install_error_handlers
-from api.limits import container_limits, rate_limit
+from api.limits import container_limits, pod_limit, rate_limit
 from api.openapi import describe_bodies
 from kiln import __version__
 from kiln.adapters.contexts import open_contexts
@@ -27,9 +31,10 @@ from kiln.adapters.registry import KilnRegistry
 from kiln.adapters.registry_public import AnonymousRegistries
 from kiln.adapters.software import SoftwareCatalogue
 from kiln.adapters.templates import Templates
+from kiln.catalog.pod_ledger import CatalogPodLedger
 from kiln.catalog.session import Catalog
 from kiln.naming import DEFAULT_TEMPLATE
-from kiln.registry_tokens import BuildCredentials, RegistryTokens
+from kiln.registry_tokens import BuildCredentials, PodCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import PROJECT_ROOT, Settings
 from kiln.temporal import lazy_client
@@ -40,6 +45,8 @@ TAGS = [
     {"name": "container-images", "description": "Container images, built from Dockerfiles or copied."},
     {"name": "cloud-builds", "description": "Container images, built from uploaded archives."},
     {"name": "organization-images", "description": "Images of an organization's machines, and the machines."},
+    {"name": "pods", "description": "Agents at work on runners."},
+    {"name": "runners", "description": "Kiln's own: what runners of agent pods ask and report."},
     {"name": "registry", "description": "The tokens that open the image registry."},
     {"name": "kiln", "description": "Builds of every kind through one lens."},
     {"name": "operations", "description": "Probes and metrics, without a key."},
@@ -62,7 +69,7 @@ def create_app(parts: Parts) -> FastAPI:
     install_error_handlers(app)
     # container_images stands before machine_images: its paths are longer, and would else be taken for an AMI's id.
     images = (container_images, machine_images, cloud_builds, organization_images, organization_machines)
-    for module in (*images, builds, registry_token, health):
+    for module in (*images, pods, runners, builds, runner_calls, registry_token, health):
         app.include_router(module.router)
     describe_bodies(app, parts)
     return app
@@ -86,6 +93,7 @@ async def _make_parts(settings: Settings) -> Parts:
     sealer = Sealer(settings.secret_key)
     build_limit = rate_limit(settings.machine_build_rate)
     limits = container_limits(settings)
+    new_pods = pod_limit(settings)
     containers = _containers(settings, sealer)
     catalog = Catalog(settings.catalog_dsn)
     await asyncio.to_thread(catalog.migrate)
@@ -102,10 +110,17 @@ async def _make_parts(settings: Settings) -> Parts:
         templates=templates,
         software=software,
         sealer=sealer,
+        pods=_pods(settings, catalog, sealer),
         build_limit=build_limit,
         container_limits=limits,
+        pod_limit=new_pods,
         signers=asyncio.Semaphore(1 if catalog.writes_one_by_one else SIGNERS),
     )
+
+
+def _pods(settings: Settings, catalog: Catalog, sealer: Sealer) -> CatalogPodLedger:
+    lease, retention = timedelta(seconds=settings.pod_lease_seconds), timedelta(days=settings.sandbox_days)
+    return CatalogPodLedger(catalog, sealer, lease, retention=retention)
 
 
 def _containers(settings: Settings, sealer: Sealer) -> Containers:
@@ -115,5 +130,6 @@ def _containers(settings: Settings, sealer: Sealer) -> Containers:
         public=AnonymousRegistries(settings.transfer_registries),
         tokens=tokens,
         credentials=BuildCredentials(sealer),
+        pod_credentials=PodCredentials(sealer),
         off=settings.containers_off if settings.containers else "KILN_CONTAINERS says so",
     )

@@ -11,7 +11,8 @@ from api.limits import ContainerLimits, RateLimit
 from kiln.catalog.session import Catalog
 from kiln.errors import UnavailableError
 from kiln.ports import Contexts, LogReading, PublicRegistries, Registry, SoftwareShelf, TemplateShelf
-from kiln.registry_tokens import BuildCredentials, RegistryTokens
+from kiln.ports.pods import PodLedger
+from kiln.registry_tokens import BuildCredentials, PodCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import Settings
 
@@ -24,6 +25,7 @@ class Containers:
     public: PublicRegistries
     tokens: RegistryTokens
     credentials: BuildCredentials
+    pod_credentials: PodCredentials
     off: str = ""
 
     def require(self) -> None:
@@ -49,8 +51,10 @@ class Parts:
     templates: TemplateShelf
     software: SoftwareShelf
     sealer: Sealer
+    pods: PodLedger
     build_limit: RateLimit
     container_limits: ContainerLimits
+    pod_limit: RateLimit
     signers: asyncio.Semaphore
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 

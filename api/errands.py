@@ -4,7 +4,7 @@ import logging
 
 from activities.errands import carry_out
 from api.deps import Parts
-from kiln.catalog import errands, tags
+from kiln.catalog import errands, pod_images, tags
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import RegistryErrand
 from kiln.errors import BuildError, UnavailableError
@@ -29,12 +29,17 @@ class CatalogTags:
         with self._catalog.read() as session:
             return tags.needed(session, repository, digest)
 
+    def in_use(self, digest: str) -> bool:
+        with self._catalog.read() as session:
+            return pod_images.in_use(session, digest)
+
 
 def run(parts: Parts, row: RegistryErrand) -> bool:
     """Whether the errand is done; one that is not stays for the house-keeping. Blocks; raises nothing of Kiln's."""
     errand = Errand(row.id, row.repository, row.tag, row.digest, row.source_repository)
     try:
-        carry_out(parts.containers.registry, CatalogTags(parts.catalog), errand)
+        if not carry_out(parts.containers.registry, CatalogTags(parts.catalog), errand):
+            return False
         with parts.catalog.transaction() as tx:
             errands.done(tx, errand.id)
     except (UnavailableError, BuildError) as error:

@@ -1,5 +1,6 @@
 """Error bodies: `{"error": {"code", "message"}}` of machine-images and kiln, `{"detail"}` of container-images, cloud-builds
-and the registry's token endpoint, the envelope of organization-images (`api/client_errors.py`).
+and the registry's token endpoint, the envelope of organization-images (`api/client_errors.py`), `{"error", "code"}` of pods
+(`api/pod_errors.py`).
 
 Whose shape an answer has follows from the request's path (`speaks_detail`); where two contracts share a route, from what
 the route found in the request (`answer_in_detail`).
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.client_errors import ClientError, ClientErrorBody, client_body, speaks_client_codes
+from api.pod_errors import PodError, pod_error, pod_refusal, speaks_pod_codes
 from kiln.errors import (
     BuildNotFoundError,
     ConflictError,
@@ -203,7 +205,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(DetailError)
     @app.exception_handler(ClientError)
-    async def _shaped_already(_request: Request, error: DetailError | ClientError) -> JSONResponse:
+    @app.exception_handler(PodError)
+    async def _shaped_already(_request: Request, error: DetailError | ClientError | PodError) -> JSONResponse:
         return error.response()
 
     @app.exception_handler(ApiError)
@@ -267,7 +270,11 @@ def as_client(error: ApiError) -> ClientError:
 
 
 def _refused(request: Request, error: KilnError) -> JSONResponse | None:
-    """What the state of an organization's image or machine forbids has organization-images' own code, or none."""
+    """What the state of an organization's image or machine forbids has organization-images' own code, or none; that of a
+    pod has pods' own."""
+    if speaks_pod_codes(request):
+        refusal = pod_refusal(request, error)
+        return None if refusal is None else refusal.response()
     if not isinstance(error, RefusedError) or not speaks_client_codes(request):
         return None
     return ClientError(error.code or HTTPStatus.BAD_REQUEST, str(error)).response()
@@ -284,6 +291,8 @@ def _shaped(request: Request, error: ApiError) -> JSONResponse:
     """The error in its request's own shape; one that carries both is both contracts' already."""
     if speaks_client_codes(request):
         return as_client(error).response()
+    if speaks_pod_codes(request):
+        return pod_error(error.status, error.message, error.headers).response()
     if not error.shared and speaks_detail(request):
         return as_detail(error).response()
     return error.response()
@@ -329,31 +338,32 @@ CLIENT_EXAMPLES = {
 
 def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for these statuses, in machine-images' shape."""
-    return {status: _documented(status, ErrorBody, _example(status)) for status in statuses}
+    return {status: documented(status, ErrorBody, _example(status)) for status in statuses}
 
 
 def shared_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for a request that is refused before it is clear whose it is."""
-    return {status: _documented(status, SharedErrorBody, _shared_example(status)) for status in statuses}
+    return {status: documented(status, SharedErrorBody, _shared_example(status)) for status in statuses}
 
 
 def detail_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for these statuses, in the shape `{"detail": …}`."""
-    return {status: _documented(status, DetailBody, {"detail": EXAMPLES[status][1]}) for status in statuses}
+    return {status: documented(status, DetailBody, {"detail": EXAMPLES[status][1]}) for status in statuses}
 
 
 def either_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` where a refusal has either contract's shape, or both."""
     model = SharedErrorBody | ErrorBody | DetailBody
-    return {status: _documented(status, model, _shared_example(status)) for status in statuses}
+    return {status: documented(status, model, _shared_example(status)) for status in statuses}
 
 
 def client_errors(*statuses: int) -> dict[int | str, dict[str, object]]:
     """OpenAPI's `responses` for these HTTP statuses, in organization-images' shape."""
-    return {status: _documented(status, ClientErrorBody, client_body(*CLIENT_EXAMPLES[status])) for status in statuses}
+    return {status: documented(status, ClientErrorBody, client_body(*CLIENT_EXAMPLES[status])) for status in statuses}
 
 
-def _documented(status: int, model: type[BaseModel] | UnionType, example: dict[str, object]) -> dict[str, object]:
+def documented(status: int, model: type[BaseModel] | UnionType, example: dict[str, object]) -> dict[str, object]:
+    """OpenAPI's word on an answer of this status."""
     return {
         "model": model,
         "description": HTTPStatus(status).phrase,

@@ -100,6 +100,11 @@ def container_limits(settings: Settings) -> ContainerLimits:
     )
 
 
+def pod_limit(settings: Settings) -> RateLimit:
+    """The limit of new pods. Raises SettingsError, which names the setting."""
+    return rate_limit(settings.pod_rate, "KILN_POD_RATE", Counter(settings.rate_storage))
+
+
 def _storage(url: str) -> Storage:
     timeouts = {"socket_timeout": STORAGE_TIMEOUT_SECONDS, "socket_connect_timeout": STORAGE_TIMEOUT_SECONDS}
     options = timeouts if url.startswith("redis") else {}

@@ -1,4 +1,4 @@
-"""A build's log as server-sent events or as text: from any line on, live, and complete or said to be otherwise."""
+"""A build's or a pod's log as server-sent events or as text: from any line on, live, and complete or said to be otherwise."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,9 @@ from starlette.concurrency import iterate_in_threadpool
 
 from api.deps import Parts
 from api.errors import invalid
+from kiln.catalog.pod_tables import Pod
 from kiln.catalog.tables import Build
-from kiln.models import BuildStatus
+from kiln.models import OPEN_POD_STATUSES, BuildStatus
 from kiln.ports import End, Gap, LogLine
 
 PING_SECONDS = 15.0
@@ -25,6 +26,8 @@ PING = b": ping\n\n"
 READY_EVENTS = 32
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 Translate = Callable[[BuildStatus], str]
+# What an end's event says of the status that the log was closed with.
+Say = Callable[[str], str]
 # How a dialect writes an event; b"" for one that it does not tell.
 Encode = Callable[[LogLine | Gap | End], bytes]
 Ready = asyncio.Queue[bytes | None]
@@ -73,10 +76,21 @@ def log_response(  # noqa: PLR0913, PLR0917  what a request carries
     """
     start = _start(after, last_event_id)
     _end_if_over(parts, build)
+    return _response(request, parts, build.id, start, lambda status: translate(BuildStatus(status)))
+
+
+def pod_log_response(request: Request, parts: Parts, pod: Pod, after: int, last_event_id: str) -> Response:
+    """The log of a pod that the caller may see; blocks a moment. Raises as `log_response`."""
+    start = _start(after, last_event_id)
+    end_if_nobody_else_does(parts, pod)
+    return _response(request, parts, pod.id, start, str)
+
+
+def _response(request: Request, parts: Parts, log_id: str, start: int, say: Say) -> Response:
     if _wants_text(request):
-        text = iterate_in_threadpool(_text(parts, build.id, start))
+        text = iterate_in_threadpool(_text(parts, log_id, start))
         return StreamingResponse(text, media_type="text/plain; charset=utf-8", headers=HEADERS)
-    events = _events(parts, build.id, start, lambda event: _event(event, translate))
+    events = _events(parts, log_id, start, lambda event: _event(event, say))
     return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
@@ -96,6 +110,13 @@ def _end_if_over(parts: Parts, build: Build) -> None:
         parts.logs.end(build.id, build.status)
 
 
+def end_if_nobody_else_does(parts: Parts, pod: Pod) -> None:
+    """Ends the log of a pod that has ended and never began, or whose workflow closed it and was killed before it came to
+    this."""
+    if pod.status not in OPEN_POD_STATUSES and (pod.run_id is None or pod.shim is None):
+        parts.logs.end(pod.id, pod.status)
+
+
 def _start(after: int, last_event_id: str) -> int:
     if not last_event_id:
         return after
@@ -109,10 +130,10 @@ def _wants_text(request: Request) -> bool:
     return "text/plain" in accept and "text/event-stream" not in accept
 
 
-async def _events(parts: Parts, build_id: str, after: int, encode: Encode) -> AsyncIterator[bytes]:
+async def _events(parts: Parts, log_id: str, after: int, encode: Encode) -> AsyncIterator[bytes]:
     """Events as they come, a comment when none has come for a while, and no more once the server stops."""
     ready: Ready = asyncio.Queue(READY_EVENTS)
-    pump = asyncio.create_task(_pump(parts.logs.follow(build_id, after), ready, encode))
+    pump = asyncio.create_task(_pump(parts.logs.follow(log_id, after), ready, encode))
     closing = asyncio.create_task(parts.closing.wait())
     coming: asyncio.Task[list[bytes | None]] | None = None
     try:
@@ -152,7 +173,7 @@ async def _take(ready: Ready) -> list[bytes | None]:
     return batch
 
 
-def _event(event: LogLine | Gap | End, translate: Translate) -> bytes:
+def _event(event: LogLine | Gap | End, say: Say) -> bytes:
     match event:
         case LogLine():
             data = {"line": event.text, "time": _time(event.time), "stream": event.stream}
@@ -160,7 +181,7 @@ def _event(event: LogLine | Gap | End, translate: Translate) -> bytes:
         case Gap():
             return _encode("gap", {"from": event.first, "to": event.last, "reason": event.reason}, event.last)
         case End():
-            return _encode("end", {"status": translate(BuildStatus(event.status))}, None)
+            return _encode("end", {"status": say(event.status)}, None)
 
 
 def _line_alone(event: LogLine | Gap | End) -> bytes:
@@ -175,9 +196,9 @@ def _encode(name: str, data: Mapping[str, object], number: int | None) -> bytes:
     return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def _text(parts: Parts, build_id: str, after: int) -> Iterator[str]:
+def _text(parts: Parts, log_id: str, after: int) -> Iterator[str]:
     while True:
-        lines = parts.logs.read(build_id, after, TEXT_PAGE_LINES)
+        lines = parts.logs.read(log_id, after, TEXT_PAGE_LINES)
         if not lines:
             return
         yield "".join(f"{_text_line(line)}\n" for line in lines)

@@ -19,8 +19,12 @@ from api.container_updates import UpdateRequest
 from api.deps import Parts
 from api.machine_requests import FIELD_VARIABLES, MachineBuildRequest
 from api.organization_requests import BODIES
+from api.pod_errors import POD_PREFIXES
+from api.pod_requests import POD_BODIES
+from api.runner_models import BODIES as RUNNER_BODIES
 from kiln.models import Provider, Visibility
 from kiln.naming import DEFAULT_TEMPLATE
+from kiln.pod_orders import order_schema
 
 MACHINE_BODY = MachineBuildRequest.__name__
 CONTAINER_BODY = ContainerBuildRequest.__name__
@@ -71,22 +75,28 @@ def describe_bodies(app: FastAPI, parts: Parts) -> None:
 
 
 def _forget_422(document: dict[str, Any]) -> None:
-    """FastAPI adds it to every route with parameters; organization-images says 400 or 404 instead."""
+    """FastAPI adds it to every route with parameters; organization-images and pods say 400 or 404 instead."""
     for path, item in document["paths"].items():
-        for operation in item.values() if path.startswith(CLIENT_PREFIX) else ():
+        for operation in item.values() if path.startswith((CLIENT_PREFIX, *POD_PREFIXES)) else ():
             operation["responses"].pop("422", None)
 
 
 def _body_schemas(parts: Parts) -> dict[str, Any]:
     """The bodies' schemas and those that they refer to, by their names."""
     containers = _container_body(parts.settings.transfer_registries)
-    plain = (_schemas(model).items() for model in (StartRequest, UpdateRequest, *BODIES))
-    return {**_machine_body(parts), **containers, **dict(chain.from_iterable(plain))}
+    models = (StartRequest, UpdateRequest, *BODIES, *POD_BODIES, *RUNNER_BODIES)
+    plain = (_schemas(model).items() for model in models)
+    return {**_machine_body(parts), **containers, **dict(chain.from_iterable(plain)), **_order()}
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Any]:
     body = model.model_json_schema(ref_template=REFERENCE)
     return {**body.pop("$defs", {}), model.__name__: body}
+
+
+def _order() -> dict[str, Any]:
+    order = order_schema(REFERENCE)
+    return {**order.pop("$defs", {}), "PodOrder": order}
 
 
 def _machine_body(parts: Parts) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from api.auth import BUILDS_READ
 from api.deps import P, Parts
 from api.errors import HEADERS, DetailBody, DetailError, detail_errors
 from api.times import Timestamp, iso
-from kiln.catalog import builds, keys, tags
+from kiln.catalog import builds, keys, pod_work, tags
 from kiln.catalog.session import Transaction
 from kiln.catalog.tables import Organization
 from kiln.models import BuildStatus
 from kiln.naming import staging_repository
-from kiln.references import image_name_problem
-from kiln.registry_tokens import BUILD_USER, SERVICE, TOKEN_LIFETIME, Access, BuildCredential
+from kiln.references import image_name_problem, repository_at
+from kiln.registry_tokens import BUILD_USER, POD_USER, SERVICE, TOKEN_LIFETIME, Access, BuildCredential
 
 PULL = "pull"
 PUSH = "push"
@@ -38,6 +38,7 @@ CHALLENGE = {"WWW-Authenticate": 'Basic realm="kiln", charset="UTF-8"'}
 NO_CREDENTIALS = "credentials are needed: any user name, and a Kiln API key as its password"
 BAD_CREDENTIALS = "the API key is not known, or no longer usable"
 BAD_BUILD_CREDENTIALS = "the build's credentials are not known, or its build is over"
+BAD_POD_CREDENTIALS = "the pod's credentials are not known, or its pod has ended"
 
 
 class TokenAnswer(BaseModel):
@@ -143,6 +144,8 @@ def _answer(parts: Parts, asked: _Asked) -> tuple[dict[str, Any], Sequence[Acces
     with parts.catalog.read() as session:
         if asked.user == BUILD_USER:
             subject, allowed = _build_access(parts, session, asked)
+        elif asked.user == POD_USER:
+            subject, allowed = _pod_access(parts, session, asked)
         else:
             subject, allowed = _key_access(session, asked)
     granted = [
@@ -184,6 +187,18 @@ def _build_access(parts: Parts, session: Transaction, asked: _Asked) -> tuple[st
     allowed = dict.fromkeys(readable, frozenset({PULL}))
     allowed[staging_repository(credential.build_id)] = frozenset({PULL, PUSH})
     return f"build:{credential.build_id}", allowed
+
+
+def _pod_access(parts: Parts, session: Transaction, asked: _Asked) -> tuple[str, dict[str, frozenset[str]]]:
+    """A runner's engine pulls from the repository of an open pod's image, and from no other."""
+    credential = parts.containers.pod_credentials.open(asked.password)
+    if credential is None:
+        raise _unauthorized(BAD_POD_CREDENTIALS)
+    reference = pod_work.image_reference(session, credential.organization_id, credential.pod_id)
+    if reference is None:
+        raise _unauthorized(BAD_POD_CREDENTIALS)
+    repository = repository_at(parts.settings.registry_host, reference)
+    return f"pod:{credential.pod_id}", {} if repository is None else {repository: frozenset({PULL})}
 
 
 def _is_going_on(session: Transaction, credential: BuildCredential) -> bool:

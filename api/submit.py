@@ -13,12 +13,13 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import Parts
 from api.machine_work import start_machine_work
 from api.patience import promptly
+from api.pod_work import start_pod_work
 from kiln.catalog import builds, idempotency
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.session import AlreadyThereError, Transaction
 from kiln.catalog.tables import Build, IdempotencyKey
 from kiln.errors import IdempotencyKeyReusedError, UnavailableError
-from kiln.models import BuildKind, BuildRef, BuildStatus, OperationRef
+from kiln.models import BuildKind, BuildRef, BuildStatus, OperationRef, PodRef
 from kiln.naming import operation_workflow_id
 from workflows.start import start_build
 
@@ -37,17 +38,19 @@ class Posted:
 
 @dataclass(frozen=True)
 class TakenOn:
-    """What a transaction took on: new builds and operations of machines, and the answer to them."""
+    """What a transaction took on: new builds, operations of machines and pods, and the answer to them."""
 
     builds: list[Build]
     response: dict[str, Any]
     operations: Sequence[OperationRef] = ()
+    pods: Sequence[PodRef] = ()
 
     @property
     def first_id(self) -> str | None:
         """What stands for all of it; None where there is nothing new."""
         machine_work = (operation_workflow_id(ref.machine_id, ref.number) for ref in self.operations)
-        return next(chain((build.id for build in self.builds), machine_work), None)
+        agents = (ref.pod_id for ref in self.pods)
+        return next(chain((build.id for build in self.builds), machine_work, agents), None)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ async def answer_once(parts: Parts, posted: Posted, insert: Callable[[Transactio
     await asyncio.gather(
         *(_start(parts, build) for build in taken_on.builds),
         *(start_machine_work(parts, ref) for ref in taken_on.operations),
+        *(start_pod_work(parts, ref) for ref in taken_on.pods),
     )
     return taken_on.response
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from bench import build_time, containers, log_stream, organization, submissions, uploads
+from bench import build_time, containers, log_stream, organization, pods, submissions, uploads
 from bench.figures import Figure, MeasurementError, Result, print_figures
 from bench.machine import MachineLoad
 from bench.place import forget_settings
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "logs": lambda _: log_stream.measure(),
     "containers": lambda _: containers.measure(),
     "organization": lambda _: organization.measure(),
+    "pods": lambda _: pods.measure(),
     "uploads": lambda options: uploads.measure(options.upload_megabytes * uploads.MEGABYTE_BYTES),
 }
 MISSED = 1

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cli.local_stack import ALL_PARTS, LocalStack
+from cli.local_stack import BUILD_PARTS, LocalStack
 from cli.parts import ALL_ROLES
 from kiln.settings import Settings
 
@@ -27,7 +27,7 @@ def forget_settings() -> None:
 
 @contextmanager
 def running_stack(
-    parts: Iterable[str] = ALL_PARTS, workers: Sequence[Sequence[str]] = (ALL_ROLES,), **settings: Any
+    parts: Iterable[str] = BUILD_PARTS, workers: Sequence[Sequence[str]] = (ALL_ROLES,), **settings: Any
 ) -> Iterator[LocalStack]:
     """A stack with these parts and settings, and nothing left of it after the block. Raises KilnError."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as home:

@@ -1,16 +1,19 @@
-"""KILN_HOME: its folders, its lock, its two keys, and the catalog that it belongs to."""
+"""KILN_HOME: its folders, its lock, its keys, its runner, and the catalog that it belongs to."""
 
 import fcntl
+import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cli.places import api_key_file, lock_file, secret_key_file
-from kiln.catalog import keys
-from kiln.catalog.session import Catalog
+from cli.places import api_key_file, lock_file, runner_token_file, secret_key_file
+from kiln.catalog import keys, runners
+from kiln.catalog.session import Catalog, Transaction
+from kiln.catalog.tables import Organization
 from kiln.errors import KilnError
 from kiln.sealing import Sealer
 from kiln.settings import Settings, SettingsError
@@ -18,6 +21,7 @@ from kiln.settings import Settings, SettingsError
 PRIVATE_FOLDER = 0o700
 FOLDERS = ("logs",)
 FIRST_KEY_NAME = "first start"
+RUNNER_NAME = "local"
 
 
 class HomeInUseError(KilnError):
@@ -31,6 +35,16 @@ class FirstKey:
     file: Path
     plain: str
     made: bool
+
+
+@dataclass(frozen=True)
+class LocalRunner:
+    """The stack's own runner, whose token the home keeps."""
+
+    runner_id: str
+    organization_id: str
+    name: str
+    token: str = field(repr=False)
 
 
 def prepare_home(settings: Settings) -> None:
@@ -86,6 +100,31 @@ def first_key(settings: Settings, catalog: Catalog) -> FirstKey:
     return FirstKey(file, plain, made=True)
 
 
+def local_runner(settings: Settings, catalog: Catalog) -> LocalRunner:
+    """The runner whose token the home holds, made in the organization `default` if the catalog knows none such: it is
+    named `local`, or `local-2` where that name is taken."""
+    file = runner_token_file(settings)
+    if file.exists():
+        token = file.read_text().strip()
+        with catalog.read() as session:
+            known = runners.identify(session, token)
+            if known is not None:
+                return LocalRunner(known.id, known.organization_id, known.name, token)
+    with catalog.transaction() as tx:
+        organization = keys.ensure_organization(tx, keys.DEFAULT_ORGANIZATION)
+        row, token = runners.create(tx, organization, _free_name(tx, organization))
+        # Before the commit, as the first key.
+        write_private(file, token + "\n")
+        return LocalRunner(row.id, organization.id, row.name, token)
+
+
+def _free_name(tx: Transaction, organization: Organization) -> str:
+    """Runners that were disabled keep their names."""
+    taken = {known.runner.name for known, slug in runners.listing(tx) if slug == organization.slug}
+    names = (RUNNER_NAME if number == 1 else f"{RUNNER_NAME}-{number}" for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
+
+
 @contextmanager
 def open_catalog(settings: Settings) -> Iterator[Catalog]:
     """The catalog with its tables up to date. Raises KilnError."""
@@ -96,6 +135,27 @@ def open_catalog(settings: Settings) -> Iterator[Catalog]:
         yield catalog
     finally:
         catalog.close()
+
+
+def leave_no_folder(settings: Settings) -> None:
+    """Removes what a stack has outside of its home, unless something is left in it: the folder of runs where the home's
+    path is long, and root's folder of pods. One that KILN_RUNNER_DIR names is the operator's."""
+    if not settings.runs_dir.is_relative_to(settings.home_dir):
+        _remove_empty(settings.runs_dir)
+    pods = settings.pods_dir
+    if settings.runner_dir is None and not pods.is_relative_to(settings.home_dir):
+        contents = (pods / "pods", pods / "repositories")
+        _remove_empty(*contents)
+        # What else is there are marks and locks of the runner's, which has ended.
+        if not any(folder.exists() for folder in contents):
+            shutil.rmtree(pods, ignore_errors=True)
+        _remove_empty(pods.parent)
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def write_private(file: Path, text: str, *, replace: bool = True) -> None:

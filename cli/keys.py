@@ -24,7 +24,7 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 class KeyCommandError(KilnError):
-    """An option of `kiln keys` is wrong, or there is no such key."""
+    """An option that keys, organizations and the catalog are found by is wrong, or there is no such key."""
 
 
 def create_key(
@@ -35,8 +35,8 @@ def create_key(
     The organization is made if it is not there. `lifetime` is a number and s, m, h, d or w; empty means for ever.
     """
     expires_at = _checked(organization, scopes, lifetime)
-    with _owner(settings, organization) as (tx, owner):
-        row, plain = keys.create(tx, owner, name, set(scopes) or DEFAULT_SCOPES, expires_at)
+    with owner(settings, organization) as (tx, found):
+        row, plain = keys.create(tx, found, name, set(scopes) or DEFAULT_SCOPES, expires_at)
         return {**_view(row, organization), "key": plain}
 
 
@@ -48,23 +48,23 @@ def create_hmac_key(
     The secret is sealed with KILN_SECRET_KEY or the home's own key, which is made if there is none yet.
     """
     expires_at = _checked(organization, scopes, lifetime)
-    _check_secret_key(settings)
-    with _owner(settings, organization) as (tx, owner):
+    check_secret_key(settings, "the key's secret")
+    with owner(settings, organization) as (tx, found):
         seal = Sealer(secret_key(settings)).seal_text
-        row, key, secret = keys.create_hmac(tx, owner, name, set(scopes) or HMAC_SCOPES, expires_at, seal)
+        row, key, secret = keys.create_hmac(tx, found, name, set(scopes) or HMAC_SCOPES, expires_at, seal)
         return {**_view(row, organization), "key": key, "secret": secret}
 
 
 def list_keys(settings: Settings) -> list[dict[str, Any]]:
     """Every key, oldest first, without the keys themselves. Raises KilnError."""
-    _check_catalog(settings)
+    check_catalog(settings)
     with open_catalog(settings) as catalog, catalog.read() as session:
         return [_view(row, slug) for row, slug in keys.listing(session)]
 
 
 def disable_key(settings: Settings, key_id: str) -> dict[str, Any]:
     """Shuts a key for good. Raises KilnError, also if there is no such key."""
-    _check_catalog(settings)
+    check_catalog(settings)
     with open_catalog(settings) as catalog, catalog.transaction() as tx:
         if not keys.disable(tx, key_id):
             raise KeyCommandError(f"no API key has the id {key_id}: kiln keys list shows them")
@@ -72,7 +72,8 @@ def disable_key(settings: Settings, key_id: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _owner(settings: Settings, organization: str) -> Iterator[tuple[Transaction, Organization]]:
+def owner(settings: Settings, organization: str) -> Iterator[tuple[Transaction, Organization]]:
+    """A transaction in the catalog, and the organization, which is made if it is not there. Raises KilnError."""
     with open_catalog(settings) as catalog, catalog.transaction() as tx:
         yield tx, keys.ensure_organization(tx, organization)
 
@@ -81,17 +82,22 @@ def _checked(organization: str, scopes: Sequence[str], lifetime: str) -> datetim
     """When the key expires. Raises KeyCommandError for an option that is wrong, before anything is made."""
     _check_scopes(scopes)
     expires_at = datetime.now(UTC) + _duration(lifetime) if lifetime else None
-    if not SLUG.fullmatch(organization):
-        raise KeyCommandError(f"--org {organization}: must be lower-case letters, digits and hyphens, at most 63")
+    check_organization(organization)
     return expires_at
 
 
-def _check_secret_key(settings: Settings) -> None:
-    """A catalog that is not the home's own belongs to servers whose key a new home does not know."""
+def check_organization(slug: str) -> None:
+    """Raises KeyCommandError for a slug that none can have."""
+    if not SLUG.fullmatch(slug):
+        raise KeyCommandError(f"--org {slug}: must be lower-case letters, digits and hyphens, at most 63")
+
+
+def check_secret_key(settings: Settings, what: str) -> None:
+    """A catalog that is not the home's own belongs to servers whose key a new home does not know. Raises KilnError."""
     if settings.secret_key:
         Sealer(settings.secret_key)
     elif settings.catalog_url and not secret_key_file(settings).exists():
-        raise KeyCommandError("KILN_SECRET_KEY: must be set to the servers' own: the key's secret is sealed with it")
+        raise KeyCommandError(f"KILN_SECRET_KEY: must be set to the servers' own: {what} is sealed with it")
 
 
 def _view(row: ApiKey, organization: str) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _duration(text: str) -> timedelta:
     return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
-def _check_catalog(settings: Settings) -> None:
-    """Reading makes no home: a mistyped KILN_HOME would look like an empty catalog."""
+def check_catalog(settings: Settings) -> None:
+    """Reading makes no home: a mistyped KILN_HOME would look like an empty catalog. Raises KeyCommandError."""
     if not settings.catalog_url and not (settings.home_dir / "catalog.db").exists():
         raise KeyCommandError(f"KILN_HOME: there is no catalog in {settings.home_dir}")

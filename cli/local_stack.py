@@ -1,18 +1,30 @@
-"""The embedded stack: Temporal, a simulated EC2, registry and engines, workers and the API as child processes."""
+"""The embedded stack: Temporal, a simulated EC2, registry and engines, workers, a runner and the API as child processes."""
 
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from cli.agents import end_agents, living_agents
 from cli.checks import check_answers, check_objects, check_packer, check_ports
 from cli.engines import ContainerPlan, plan_containers
-from cli.home import FirstKey, check_home_is_free, first_key, locked_home, open_catalog, prepare_home, secret_key
+from cli.home import (
+    FirstKey,
+    LocalRunner,
+    check_home_is_free,
+    first_key,
+    leave_no_folder,
+    local_runner,
+    locked_home,
+    open_catalog,
+    prepare_home,
+    secret_key,
+)
 from cli.parts import ALL_ROLES, PartFactory, TemporalPlace, configured_temporal, outside_ec2
 from cli.places import api_url, log_file
 from cli.registry_part import prepare_registry
@@ -22,15 +34,22 @@ from kiln.settings import Settings
 
 START_LIMIT = timedelta(seconds=60)
 TEMPORAL, EC2, REGISTRY, ENGINE, WORKER, API = "temporal", "ec2", "registry", "engine", "worker", "api"
-ALL_PARTS = (TEMPORAL, EC2, REGISTRY, ENGINE, WORKER, API)
+RUNNER = "runner"
+BUILD_PARTS = (TEMPORAL, EC2, REGISTRY, ENGINE, WORKER, API)
+ALL_PARTS = (*BUILD_PARTS, RUNNER)
 # Side by side: builders need all of these. Without the container parts, the stack serves everything else.
 BASE_PARTS, CONTAINER_PARTS = (TEMPORAL, EC2), (REGISTRY, ENGINE)
 # They need none of each other.
-SERVING_PARTS = (WORKER, API)
-STOP_WAVES = ((API,), (WORKER,), (ENGINE, REGISTRY, EC2, TEMPORAL))
+SERVING_PARTS = (WORKER, API, RUNNER)
+SERVER_WAVES = ((API,), (WORKER,))
+# Agents may run in the engines.
+LAST_WAVE = (ENGINE, REGISTRY, EC2, TEMPORAL)
+# Beside their own grace, agents need a moment to be found gone; with the runner's patience, no more than the servers take.
+AGENTS_MARGIN, AGENTS_LIMIT = timedelta(seconds=3), timedelta(seconds=20)
 STOPPING = {
     API: "Stopping the API",
     WORKER: "Stopping the worker",
+    RUNNER: "Stopping the runner",
     ENGINE: "Stopping the Docker engines",
     REGISTRY: "Stopping the registry",
     EC2: "Stopping the simulated EC2",
@@ -41,7 +60,8 @@ STOPPING = {
 class LocalStack:
     """A stack on `settings.home`, as a context manager or by `start` and `stop`. From any thread.
 
-    `parts`         which to start, of `ALL_PARTS`; a part that the settings place elsewhere is not started
+    `parts`         which to start, of `ALL_PARTS`; a part that the settings place elsewhere is not started. Without
+                    more, those that builds take: there is no runner then
     `workers`       each worker's roles; they are named worker, worker-2, …
     `auto_restart`  whether a part that dies is started again
     `extra_env`     additions to a part's environment, by its name
@@ -53,7 +73,7 @@ class LocalStack:
         self,
         settings: Settings,
         *,
-        parts: Iterable[str] = ALL_PARTS,
+        parts: Iterable[str] = BUILD_PARTS,
         workers: Sequence[Sequence[str]] = (ALL_ROLES,),
         auto_restart: bool = True,
         extra_env: Mapping[str, Mapping[str, str]] | None = None,
@@ -73,6 +93,7 @@ class LocalStack:
         self._supervisor: Supervisor | None = None
         self._known: dict[str, Part] = {}
         self._key: FirstKey | None = None
+        self._runner: LocalRunner | None = None
         self._secret = ""
         self._interrupted = False
 
@@ -99,6 +120,11 @@ class LocalStack:
     @property
     def api_key(self) -> str:
         return self.key.plain
+
+    @property
+    def runner(self) -> LocalRunner | None:
+        """The runner of this host's pods; None in a stack that has none."""
+        return self._runner
 
     @property
     def containers(self) -> ContainerPlan:
@@ -144,14 +170,12 @@ class LocalStack:
         self._check_what_is_elsewhere()
 
     def stop(self) -> None:
-        """Ends the API, the workers, and then all else, within 30 s. Repeating it does nothing."""
-        supervisor = self._supervisor
-        if supervisor is not None:
-            for wave in STOP_WAVES:
-                self._stop_wave(supervisor, wave)
-            supervisor.close()
-            self._supervisor = None
-        self._resources.close()
+        """Ends the API and the workers, the runner and its agents, and then all else, within 30 s. Repeating it does
+        nothing."""
+        with self._resources:
+            if self._supervisor is not None:
+                self._stop_parts(self._supervisor)
+                self._supervisor = None
 
     def hurry(self) -> None:
         """Makes a `stop`, also one that waits, kill what does not end at once. Signal handlers may call it."""
@@ -184,21 +208,17 @@ class LocalStack:
         """The home, its lock and keys, and the catalog with its tables."""
         prepare_home(self.settings)
         self._resources.enter_context(locked_home(self.settings))
-        self._resources.callback(self._leave_no_folder)
+        self._resources.callback(leave_no_folder, self.settings)
         secret = secret_key(self.settings)
         with open_catalog(self.settings) as catalog:
             self._key = first_key(self.settings, catalog)
+            if RUNNER in self._wanted:
+                self._runner = local_runner(self.settings, catalog)
         if REGISTRY in self._kinds:
             prepare_registry(self.settings)
         self._secret = secret
         self._known = {part.name: part for part in self._made(ALL_PARTS)}
         self._supervisor = Supervisor(self._say, auto_restart=self._auto_restart)
-
-    def _leave_no_folder(self) -> None:
-        """The runs of a home whose path is long have their folder elsewhere: it goes with the stack, unless one is left."""
-        if not self.settings.runs_dir.is_relative_to(self.settings.home_dir):
-            with suppress(OSError):
-                self.settings.runs_dir.rmdir()
 
     def _start_foundations(self) -> None:
         """What workers and API build on. Container builds are off if their parts cannot be had."""
@@ -234,6 +254,7 @@ class LocalStack:
             ENGINE: lambda: [factory.engine(number) for number in range(1, plan.private_slots + 1)],
             WORKER: lambda: [factory.worker(number, roles) for number, roles in enumerate(self._roles(), 1)],
             API: lambda: [factory.api()],
+            RUNNER: lambda: [factory.runner(self._runner)] if self._runner else [],
         }
         return [part for kind in kinds if kind in self._kinds for part in makers[kind]()]
 
@@ -259,6 +280,24 @@ class LocalStack:
             if kind in running:
                 self._say(STOPPING[kind])
         supervisor.stop(names)
+
+    def _stop_parts(self, supervisor: Supervisor) -> None:
+        with ThreadPoolExecutor(1, "kiln-agents") as aside:
+            runner = aside.submit(self._stop_runner, supervisor)
+            for wave in SERVER_WAVES:
+                self._stop_wave(supervisor, wave)
+        self._stop_wave(supervisor, LAST_WAVE)
+        supervisor.close()
+        runner.result()
+
+    def _stop_runner(self, supervisor: Supervisor) -> None:
+        """The runner leaves its agents alive; they end here. The next start's runner reports how."""
+        self._stop_wave(supervisor, (RUNNER,))
+        agents = living_agents(self.settings.pods_dir / "pods") if self._runner else []
+        if agents:
+            self._say(f"Ending {len(agents)} agents of pods")
+            grace = timedelta(seconds=self.settings.pod_grace_seconds)
+            end_agents(agents, min(grace + AGENTS_MARGIN, AGENTS_LIMIT), lambda: supervisor.hurried)
 
     def _running(self) -> Supervisor:
         if self._supervisor is None:

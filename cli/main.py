@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.commands_pods import repositories_app, runners_app
+from cli.options import Json, Org
 from kiln import __version__
 from kiln.errors import KilnError
 
@@ -30,9 +32,10 @@ machines_app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(machines_app, name="machines")
+app.add_typer(runners_app, name="runners")
+app.add_typer(repositories_app, name="repositories")
 app.add_typer(builds_app, name="builds")
 
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 BuildId = Annotated[str, typer.Argument(help="a build's id", metavar="BUILD")]
 
 
@@ -64,7 +67,7 @@ def _options(
 
 @app.command()
 def up() -> None:
-    """Run Temporal, a simulated EC2, a worker and the API in the foreground until Ctrl-C."""
+    """Run Temporal, a simulated EC2, a worker, a runner and the API in the foreground until Ctrl-C."""
     from cli.up import up as run
     from kiln.settings import load_settings
 
@@ -167,7 +170,7 @@ def cancel_build(build_id: BuildId, json: Json = False) -> None:
 @keys_app.command("create")
 def create_key(  # noqa: PLR0913, PLR0917  the options of a command
     name: Annotated[str, typer.Option(help="what the key is for")] = "",
-    org: Annotated[str, typer.Option(help="the organization; made if it is not there")] = "default",
+    org: Org = "default",
     scope: Annotated[
         list[str] | None,
         typer.Option(
@@ -221,7 +224,7 @@ def disable_key(key_id: Annotated[str, typer.Argument(help="a key's id", metavar
 @machines_app.command("import")
 def import_machine(
     instance_id: Annotated[str, typer.Argument(help="an EC2 instance's id", metavar="INSTANCE")],
-    org: Annotated[str, typer.Option(help="the organization; made if it is not there")] = "default",
+    org: Org = "default",
     region: Annotated[str, typer.Option(help="where it runs; the first of KILN_REGIONS by default")] = "",
     name: Annotated[str, typer.Option(help="the machine's name; the instance's Name tag by default")] = "",
     json: Json = False,

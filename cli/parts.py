@@ -15,12 +15,15 @@ from temporalio.envconfig import ClientConfig
 
 from cli.engine_slot import Slot
 from cli.engines import search_path
+from cli.home import LocalRunner
 from cli.places import api_url, log_file, registry_config, registry_folder
 from cli.supervisor import Part
 from kiln.adapters.packer import SIMULATED_ENVIRONMENT
-from kiln.catalog import workers
+from kiln.adapters.runs import NETWORK_ENVIRONMENT, inherited
+from kiln.catalog import runners, workers
 from kiln.catalog.session import Catalog
 from kiln.errors import KilnError, UnavailableError
+from kiln.models import RunnerStatus
 from kiln.settings import PROJECT_ROOT, Settings
 from workflows.start import SEARCH_ATTRIBUTES
 
@@ -29,12 +32,34 @@ ANSWER_SECONDS = 1.0
 # Together with what `LocalStack.stop` does besides, below the 30 s that a host gives a process to stop.
 API_PATIENCE = timedelta(seconds=3)
 WORKER_PATIENCE = timedelta(seconds=22)
+RUNNER_PATIENCE = timedelta(seconds=4)
 EC2_PATIENCE = timedelta(seconds=1)
 TEMPORAL_PATIENCE = timedelta(seconds=3)
 ENGINE_PATIENCE = timedelta(seconds=3)
 REGISTRY_PATIENCE = timedelta(seconds=1)
 # The names of all settings: some hold secrets, and they concern nobody but Kiln's own parts.
 OURS = {f"KILN_{name.upper()}" for name in Settings.model_fields} | {"KILN_API_KEY"}
+# All that a runner sees: its agents, where it isn't root, are the same user and can read its environment.
+RUNNER_SEES = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "TZ",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    *NETWORK_ENVIRONMENT,
+)
+RUNNER_SETTINGS = (
+    "KILN_RUNNER_",
+    "KILN_POD_",
+    "KILN_AGENT_UIDS",
+    "KILN_SANDBOX_DAYS",
+    "KILN_API_URL",
+    "KILN_LOG_LEVEL",
+)
 # A fair order of starts among organizations needs Temporal's newer matcher. It orders each of a queue's partitions for
 # itself, of which there are four unless told otherwise; one serves a single host as fast.
 DYNAMIC_CONFIG = (
@@ -163,6 +188,19 @@ class PartFactory:
             death_signal=signal.SIGTERM,
         )
 
+    def runner(self, runner: LocalRunner) -> Part:
+        """The runner of this host's pods."""
+        name = "runner"
+        return self._part(
+            name,
+            name,
+            (sys.executable, "-P", "-m", "worker", "--role", "runner", "--runner-name", runner.name),
+            ready=_is_registered(self._settings.catalog_dsn, runner),
+            patience=RUNNER_PATIENCE,
+            death_signal=signal.SIGTERM,
+            env=self._runner_environment(runner.token),
+        )
+
     def api(self) -> Part:
         url = f"{api_url(self._settings)}/healthz"
         return self._part(
@@ -183,12 +221,13 @@ class PartFactory:
         ready: Callable[[int], bool],
         patience: timedelta,
         death_signal: signal.Signals,
+        env: Mapping[str, str] | None = None,
     ) -> Part:
         return Part(
             name=name,
             title=title,
             argv=argv,
-            env=self._environment(name),
+            env={**(self._environment(name) if env is None else env), **self._extra_env.get(name, {})},
             log_file=log_file(self._settings, name),
             ready=ready,
             patience=patience,
@@ -212,7 +251,27 @@ class PartFactory:
             env["PATH"] = search_path()
         if not ours or self._temporal is None:
             env = _without(env, "TEMPORAL_") | {"TEMPORAL_CONFIG_FILE": os.devnull}
-        return env | dict(self._extra_env.get(name, {}))
+        return env
+
+    def _runner_environment(self, token: str) -> dict[str, str]:
+        """What the runner gets to see: its own settings and how it reaches API and Temporal; no key, no catalog, no AWS."""
+        settings = self._settings
+        own = {
+            "api_url": api_url(settings),
+            "runner_token": token,
+            "runner_dir": settings.pods_dir,
+            "runner_engine": settings.runner_engine or next(iter(settings.engine_hosts), ""),
+            "runner_custom_commands": settings.runner_custom_commands
+            or "runner_custom_commands" not in settings.model_fields_set,
+        }
+        given = environment_of(settings.model_copy(update=own))
+        env = {name: value for name, value in given.items() if name.startswith(RUNNER_SETTINGS)}
+        env |= inherited(*RUNNER_SEES) | {"PATH": search_path(), "PYTHONPATH": str(PROJECT_ROOT)}
+        if self._temporal is None:
+            place = {"TEMPORAL_CONFIG_FILE": os.devnull}
+        else:
+            place = {name: value for name, value in os.environ.items() if name.startswith("TEMPORAL_")}
+        return env | place | {"KILN_TEMPORAL_PORT": str(settings.temporal_port)}
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -264,6 +323,27 @@ def _is_present(dsn: str) -> Callable[[int], bool]:
             catalog.close()
 
     return present
+
+
+def _is_registered(dsn: str, runner: LocalRunner) -> Callable[[int], bool]:
+    """Whether the process of a pid is the one that registered last, and is there."""
+
+    def registered(pid: int) -> bool:
+        catalog = Catalog(dsn, pool_size=1)
+        try:
+            with catalog.read() as session:
+                known = runners.find(session, runner.organization_id, runner.runner_id)
+                return (
+                    known is not None
+                    and known.status is not RunnerStatus.OFFLINE
+                    and known.runner.host_info.get("pid") == str(pid)
+                )
+        except UnavailableError:
+            return False
+        finally:
+            catalog.close()
+
+    return registered
 
 
 def _beside_python(program: str) -> str:

@@ -18,6 +18,11 @@ def api_key_file(settings: Settings) -> Path:
     return settings.home_dir / "api-key"
 
 
+def runner_token_file(settings: Settings) -> Path:
+    """The token of the stack's own runner, mode 0600."""
+    return settings.home_dir / "runner-token"
+
+
 def secret_key_file(settings: Settings) -> Path:
     """The key that secrets are sealed with unless KILN_SECRET_KEY is set, mode 0600."""
     return settings.home_dir / "secret-key"

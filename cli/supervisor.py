@@ -104,6 +104,11 @@ class Supervisor:
         """Ends the patience of every `stop`, also of one that waits."""
         self._hurried = True
 
+    @property
+    def hurried(self) -> bool:
+        """Whether all patience is over."""
+        return self._hurried
+
     def pids(self) -> dict[str, int]:
         """The parts that run, by name."""
         with self._lock:

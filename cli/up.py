@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import FrameType
 
 from cli.home import FirstKey
-from cli.local_stack import EC2, TEMPORAL, LocalStack
+from cli.local_stack import ALL_PARTS, EC2, TEMPORAL, LocalStack
 from cli.supervisor import InterruptedStartError
 from kiln import __version__
 from kiln.settings import Ec2Mode, Settings
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.1
 
 def up(settings: Settings) -> int:
     """Runs the stack until it is told to stop; returns the exit code. Raises KilnError if it cannot start."""
-    stack = LocalStack(settings, say=say)
+    stack = LocalStack(settings, parts=ALL_PARTS, say=say)
     switch = Switch(stack)
     stack.check()
     with suppress(InterruptedStartError):
@@ -69,6 +69,7 @@ def _welcome(stack: LocalStack) -> list[str]:
         "EC2": _ec2(settings),
         "Registry": _registry(stack),
         "Containers": _containers(stack),
+        "Runner": _runner(stack),
         "API key": _key(stack.key),
         "Logs": f"{settings.home_dir / 'logs'}",
     }
@@ -98,6 +99,12 @@ def _containers(stack: LocalStack) -> str:
         f"{plan.private_slots} engines of its own" if plan.private_slots else f"engines at {', '.join(plan.hosts)}"
     )
     return f"{engines}{f'; no transfers: {plan.no_transfers}' if plan.no_transfers else ''}"
+
+
+def _runner(stack: LocalStack) -> str:
+    settings = stack.settings
+    name = stack.runner.name if stack.runner else ""
+    return f"{name}, {settings.runner_places} pods at once in {settings.pods_dir}"
 
 
 def _key(key: FirstKey) -> str:

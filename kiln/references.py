@@ -62,6 +62,15 @@ def parse_reference(text: str, field: str = "source_image") -> Reference:
     return Reference(host, repository, DEFAULT_TAG if tag is None and digest is None else tag, digest)
 
 
+def repository_at(host: str, text: str) -> str | None:
+    """The repository of a reference that leads to this registry; None for one that does not, and for what is none."""
+    try:
+        reference = parse_reference(text)
+    except InvalidRequestError:
+        return None
+    return reference.repository if reference.host == host.lower() else None
+
+
 def derived_name(reference: Reference, *, platform: bool = False) -> tuple[str, str]:
     """The name and tag of a copy for which none were given (`container-images.md`). `platform`: it is a platform image."""
     if platform or reference.host == DOCKER_HUB:

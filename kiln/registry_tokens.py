@@ -1,4 +1,4 @@
-"""What opens the registry: the tokens that Kiln signs, and the password with which a build's engine asks for one.
+"""What opens the registry: the tokens that Kiln signs, and the passwords with which a build's or a pod's engine asks for one.
 
 Token protocol: https://distribution.github.io/distribution/spec/auth/token/ and .../auth/jwt/
 """
@@ -31,12 +31,14 @@ from kiln.sealing import Sealer, SealError
 SERVICE: Final = "kiln-registry"
 ISSUER: Final = "kiln"
 BUILD_USER: Final = "kiln-build"
+POD_USER: Final = "kiln-pod"
 TOKEN_LIFETIME: Final = timedelta(minutes=5)
 
 _CERTIFICATE_LIFETIME: Final = timedelta(days=30 * 365)
 # A registry's clock may be behind: neither certificate nor token begins only now.
 _CLOCK_LEEWAY: Final = timedelta(minutes=1)
-_PURPOSE: Final = "registry"
+_BUILD_PURPOSE: Final = "registry"
+_POD_PURPOSE: Final = "registry of a pod"
 
 
 @dataclass(frozen=True)
@@ -108,29 +110,60 @@ class BuildCredentials:
 
     def issue(self, build_id: str, organization_id: str, expires_at: datetime) -> str:
         """The password of one build, in URL-safe characters."""
-        sealed = self._sealer.seal(
-            {
-                "purpose": _PURPOSE,
-                "build_id": build_id,
-                "organization_id": organization_id,
-                "expires_at": expires_at.astimezone(UTC).isoformat(),
-            }
-        )
-        return (sealed or b"").decode()
+        said = {"purpose": _BUILD_PURPOSE, "build_id": build_id, "organization_id": organization_id}
+        return _sealed(self._sealer, said, expires_at)
 
     def open(self, password: str) -> BuildCredential | None:
         """Whose password this is; None if it is nobody's, or no longer valid."""
-        try:
-            said = self._sealer.open(password.encode())
-        except SealError:
+        said = _opened(self._sealer, password, _BUILD_PURPOSE)
+        if said is None:
             return None
-        # Other secrets are sealed with the same key; they open nothing here.
-        if said.get("purpose") != _PURPOSE:
+        return BuildCredential(said["build_id"], said["organization_id"], datetime.fromisoformat(said["expires_at"]))
+
+
+@dataclass(frozen=True)
+class PodCredential:
+    """For which pod, of which organization, a password stands."""
+
+    pod_id: str
+    organization_id: str
+    expires_at: datetime
+
+
+class PodCredentials:
+    """Passwords for the user `kiln-pod`, with which a runner's engine pulls a pod's image; sealed in the same way."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    def issue(self, pod_id: str, organization_id: str, expires_at: datetime) -> str:
+        """The password of one pod, in URL-safe characters."""
+        said = {"purpose": _POD_PURPOSE, "pod_id": pod_id, "organization_id": organization_id}
+        return _sealed(self._sealer, said, expires_at)
+
+    def open(self, password: str) -> PodCredential | None:
+        """Whose password this is; None if it is nobody's, or no longer valid."""
+        said = _opened(self._sealer, password, _POD_PURPOSE)
+        if said is None:
             return None
-        expires_at = datetime.fromisoformat(said["expires_at"])
-        if expires_at <= datetime.now(UTC):
-            return None
-        return BuildCredential(said["build_id"], said["organization_id"], expires_at)
+        return PodCredential(said["pod_id"], said["organization_id"], datetime.fromisoformat(said["expires_at"]))
+
+
+def _sealed(sealer: Sealer, said: dict[str, str], expires_at: datetime) -> str:
+    sealed = sealer.seal({**said, "expires_at": expires_at.astimezone(UTC).isoformat()})
+    return (sealed or b"").decode()
+
+
+def _opened(sealer: Sealer, password: str, purpose: str) -> dict[str, str] | None:
+    """What was sealed for this purpose, and is still valid."""
+    try:
+        said = sealer.open(password.encode())
+    except SealError:
+        return None
+    # Other secrets are sealed with the same key; they open nothing here.
+    if said.get("purpose") != purpose:
+        return None
+    return said if datetime.fromisoformat(said["expires_at"]) > datetime.now(UTC) else None
 
 
 def make_key_file(path: Path) -> None:

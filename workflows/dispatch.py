@@ -10,7 +10,15 @@ from activities.errands import carry_out
 from kiln.errors import KilnError, UnavailableError
 from kiln.models import BuildStatus, HouseTerms
 from kiln.ports import BuildBrief, Ledger, MachineLedger, Registry
-from workflows.start import cancel_build, start_build, start_deletion, start_house_keeping, start_operation
+from kiln.ports.pods import PodLedger
+from workflows.start import (
+    cancel_build,
+    start_build,
+    start_deletion,
+    start_house_keeping,
+    start_operation,
+    start_pod,
+)
 
 INTERVAL = timedelta(seconds=1)
 # The API starts a build itself right after its commit; the dispatcher waits until it has had the time for it.
@@ -22,16 +30,19 @@ log = logging.getLogger("kiln.dispatch")
 class Dispatcher:
     """Runs in every worker that serves the control queue; several at once do no harm."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  whose orders it brings
         self,
         ledger: Ledger,
         client: Client,
         house: HouseTerms,
         registry: Registry | None = None,
+        *,
         machines: MachineLedger | None = None,
+        pods: PodLedger | None = None,
     ) -> None:
         self._ledger = ledger
         self._machines = machines
+        self._pods = pods
         self._client = client
         self._house = house
         self._registry = registry
@@ -56,6 +67,8 @@ class Dispatcher:
             await start_deletion(self._client, image)
         if self._machines is not None:
             await self._bring_operations(self._machines)
+        if self._pods is not None:
+            await self._bring_pods(self._pods)
         if self._registry is not None:
             await asyncio.to_thread(run_errands, self._ledger, self._registry)
 
@@ -63,6 +76,10 @@ class Dispatcher:
         for brief in await asyncio.to_thread(machines.open_operations, API_PATIENCE):
             if brief.run_id is None:
                 await start_operation(self._client, brief.ref)
+
+    async def _bring_pods(self, pods: PodLedger) -> None:
+        for brief in await asyncio.to_thread(pods.open_pods, API_PATIENCE, unclaimed=True):
+            await start_pod(self._client, brief.ref)
 
     async def _bring(self, brief: BuildBrief) -> None:
         if brief.run_id is None and brief.status is BuildStatus.QUEUED:
@@ -78,8 +95,8 @@ def run_errands(ledger: Ledger, registry: Registry) -> None:
     """
     for errand in ledger.errands(API_PATIENCE):
         try:
-            carry_out(registry, ledger, errand)
-            ledger.errand_done(errand.id)
+            if carry_out(registry, ledger, errand):
+                ledger.errand_done(errand.id)
         except KilnError as error:
             registry.ping()
             log.warning("the registry's errand %s: %s; trying again", errand.id, error)

@@ -9,6 +9,7 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from activities.house import HouseActivities
     from activities.machine_house import MachineHouse
+    from activities.pod_house import PodHouse
     from activities.record import RecordActivities
     from kiln.models import BuildEnd, BuildStatus, EndRequest, ErrorCode, Failure, HouseTerms, LostBuild
     from workflows import options
@@ -42,6 +43,8 @@ class KeepHouseWorkflow:
         looks_after_machines = workflow.patched("machines")
         if looks_after_machines:
             await self._look_after_machines()
+        if workflow.patched("pods"):
+            await self._attempt(workflow.execute_activity_method(PodHouse.look_after, **options.house()))
         if sweeps:
             await self._attempt(workflow.execute_activity_method(HouseActivities.sweep, **options.house()))
         if sweeps and looks_after_machines:

@@ -6,8 +6,8 @@ from typing import Any, Final
 from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
-from kiln.models import BuildKind, BuildRef, Claim
-from kiln.naming import CONTROL_QUEUE, MACHINES_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue
+from kiln.models import BuildKind, BuildRef, Claim, PodRef
+from kiln.naming import CONTROL_QUEUE, MACHINES_QUEUE, PACKER_QUEUE, TRANSFER_QUEUE, container_queue, runner_queue
 
 CONTEXT_FIRST_PAUSE: Final = timedelta(seconds=5)
 CONTEXT_LONGEST_PAUSE: Final = timedelta(seconds=60)
@@ -24,6 +24,10 @@ MACHINE_HEARTBEAT: Final = timedelta(seconds=15)
 # Longer than an instance is waited for (activities/machines.py).
 MACHINE_TIMEOUT: Final = timedelta(minutes=30)
 
+# An agent lives as long as its users and its runner let it; this is only what Temporal wants to be told.
+POD_LIMIT: Final = timedelta(days=1000)
+POD_HEARTBEAT: Final = timedelta(seconds=15)
+
 # A catalog that is down comes back: nothing is lost by waiting, and everything by giving up.
 CATALOG_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=10))
 # A catalog or an EC2 that is away must not cost a finished AMI; what is wrong with the AMI itself, the activity decides.
@@ -32,6 +36,8 @@ VERIFY_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=500), 
 CLEANUP_RETRY: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
 # House-keeping comes round again anyway.
 HOUSE_RETRY: Final = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_attempts=2)
+# A runner that comes back goes on with its agents at once.
+POD_RETRY: Final = RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_interval=timedelta(seconds=5))
 
 ROUNDS_A_RUN: Final = 200
 
@@ -110,6 +116,18 @@ def machine() -> dict[str, Any]:
 def ending() -> dict[str, Any]:
     """The end of instances that no machine has any more, retried without limit."""
     return {**cleanup(), "task_queue": MACHINES_QUEUE, "heartbeat_timeout": MACHINE_HEARTBEAT}
+
+
+def pod(ref: PodRef) -> dict[str, Any]:
+    """An agent's life on its runner. It waits there for a place without limit, and whatever attempt is lost, the next one
+    finds the same agent; a cancelled one ends when the agent is gone, or its runner."""
+    return {
+        "task_queue": runner_queue(ref.runner_id),
+        "start_to_close_timeout": POD_LIMIT,
+        "heartbeat_timeout": POD_HEARTBEAT,
+        "cancellation_type": ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        "retry_policy": POD_RETRY,
+    }
 
 
 def house() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from workflows.build_image import BuildImageWorkflow
 from workflows.delete_image import DeleteImageWorkflow
 from workflows.keep_house import KeepHouseWorkflow
 from workflows.operate_machine import PowerMachineWorkflow, RebuildMachineWorkflow
+from workflows.run_pod import RunPodWorkflow
 
 WORKFLOWS = (
     BuildImageWorkflow,
@@ -13,6 +14,7 @@ WORKFLOWS = (
     KeepHouseWorkflow,
     RebuildMachineWorkflow,
     PowerMachineWorkflow,
+    RunPodWorkflow,
 )
 
 

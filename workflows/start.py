@@ -14,19 +14,21 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from kiln.errors import UnavailableError
-from kiln.models import BuildRef, BuildStatus, HouseTerms, ImageRef, OperationRef
+from kiln.models import BuildRef, BuildStatus, HouseTerms, ImageRef, OperationRef, PodRef, PodRun
 from kiln.naming import (
     CONTROL_QUEUE,
     KEEP_HOUSE_WORKFLOW_ID,
     build_workflow_id,
     delete_workflow_id,
     operation_workflow_id,
+    pod_workflow_id,
 )
 from workflows.build_image import STATUS_ATTRIBUTE, BuildImageWorkflow
 from workflows.delete_image import DeleteImageWorkflow
 from workflows.keep_house import KeepHouseWorkflow
 from workflows.operate_machine import PowerMachineWorkflow, RebuildMachineWorkflow
 from workflows.options import fairness
+from workflows.run_pod import RunPodWorkflow
 
 # The row is the order; who cannot reach Temporal within a second leaves it to the dispatcher.
 START_TIMEOUT = timedelta(seconds=1)
@@ -95,6 +97,27 @@ async def start_operation(client: Client, ref: OperationRef) -> None:
         raise UnavailableError("Temporal does not answer") from error
 
 
+async def start_pod(client: Client, ref: PodRef) -> None:
+    """Starts a pod's workflow, or leaves the run that is at it alone. Raises UnavailableError."""
+    attributes = [
+        SearchAttributePair(ORGANIZATION_ATTRIBUTE, ref.organization_id),
+        SearchAttributePair(KIND_ATTRIBUTE, "pod"),
+    ]
+    try:
+        await client.start_workflow(
+            RunPodWorkflow.run,
+            PodRun(**ref.model_dump()),
+            id=pod_workflow_id(ref.key),
+            task_queue=CONTROL_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            search_attributes=TypedSearchAttributes(attributes),
+            static_summary=f"pod of {ref.organization_id} on runner {ref.runner_id}",
+            rpc_timeout=START_TIMEOUT,
+        )
+    except (RPCError, RuntimeError) as error:
+        raise UnavailableError("Temporal does not answer") from error
+
+
 async def start_house_keeping(client: Client, terms: HouseTerms) -> None:
     """Makes sure that the house-keeping workflow runs. Raises UnavailableError."""
     try:
@@ -112,8 +135,17 @@ async def start_house_keeping(client: Client, terms: HouseTerms) -> None:
 
 async def cancel_build(client: Client, build_id: str) -> None:
     """Cancels a build's workflow if it runs. Raises UnavailableError; the row's own request holds all the same."""
+    await _cancel(client, build_workflow_id(build_id))
+
+
+async def cancel_pod(client: Client, key: str) -> None:
+    """Cancels a pod's workflow if it runs. Raises UnavailableError; what the row says holds all the same."""
+    await _cancel(client, pod_workflow_id(key))
+
+
+async def _cancel(client: Client, workflow_id: str) -> None:
     try:
-        await client.get_workflow_handle(build_workflow_id(build_id)).cancel(rpc_timeout=START_TIMEOUT)
+        await client.get_workflow_handle(workflow_id).cancel(rpc_timeout=START_TIMEOUT)
     except RPCError as error:
         if not _is_not_found(error):
             raise UnavailableError("Temporal does not answer") from error

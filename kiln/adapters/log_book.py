@@ -84,6 +84,9 @@ class LogReader:
     def end(self, build_id: str, status: str) -> None:
         self._store.end(build_id, status)
 
+    def keep(self, pod_id: str, first: int, lines: Sequence[tuple[datetime, str, str]]) -> int:
+        return self._store.keep(pod_id, first, lines)
+
     def ping(self) -> None:
         self._store.ping()
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, exc, insert, select, update
+from sqlalchemy.sql.dml import ReturningInsert
 
 from kiln.adapters import log_payload
 from kiln.adapters.log_database import LogDatabase, LogSchemaError, chunks, schema, streams
@@ -20,6 +21,8 @@ __all__ = ["Gap", "Head", "LogFenced", "LogLine", "LogSchemaError", "LogStore"]
 # One read gives at least one line, and stops at the first that goes beyond this.
 READ_BYTES = 1024 * 1024
 CHUNKS_A_QUERY = 8
+# Whose log is numbered by who sends it has no attempts that follow each other.
+ONLY_ATTEMPT = 1
 
 MISSING = "these lines are missing from the log store"
 UNREADABLE = "these lines are damaged in the log store"
@@ -82,7 +85,7 @@ class LogStore:
         Lines of a named `batch` that are there already are not added again: an append whose answer was lost may be
         repeated. Raises LogFenced if the attempt does not have the stream (any more).
         """
-        parts = [(len(group), log_payload.encode(group)) for group in log_payload.in_chunks(lines)]
+        parts = _encoded(lines)
         own = (streams.c.build_id == build_id) & (streams.c.attempt == attempt) & streams.c.ended_status.is_(None)
         count = update(streams).where(own).values(lines=streams.c.lines + len(lines)).returning(streams.c.lines)
         try:
@@ -96,6 +99,32 @@ class LogStore:
                 return last
         except exc.IntegrityError:
             return self._first_line(build_id, batch) + len(lines) - 1
+
+    def keep(self, pod_id: str, first: int, lines: Sequence[Entry]) -> int:
+        """Adds lines that were numbered from `first` on by who sends them, less those whose numbers are there already:
+        it may be repeated, also by two at once. What is skipped shows as a gap. A stream that has ended takes none.
+
+        Returns the number of the last: none of them need be sent again.
+        """
+        last = first + len(lines) - 1
+        parts = _encoded(lines)
+        with self._database.writing() as connection:
+            there, ended_status = connection.execute(self._hold(pod_id)).one()
+            if ended_status is not None or last <= there:
+                return last
+            if first <= there:
+                parts = _encoded(lines[there + 1 - first :])
+            own = streams.c.build_id == pod_id
+            connection.execute(update(streams).where(own).values(lines=last))
+            for row in _numbered(parts, max(first, there + 1)):
+                connection.execute(insert(chunks).values(build_id=pod_id, attempt=ONLY_ATTEMPT, **row))
+        return last
+
+    def _hold(self, pod_id: str) -> ReturningInsert[int, str | None]:
+        """Makes the stream if need be, keeps it from everybody else until the transaction's end, and says how far it is."""
+        new = self._database.upsert(streams).values(build_id=pod_id, attempt=ONLY_ATTEMPT, lines=0)
+        held = new.on_conflict_do_update(index_elements=[streams.c.build_id], set_={"lines": streams.c.lines})
+        return held.returning(streams.c.lines, streams.c.ended_status)
 
     def end(self, build_id: str, status: str) -> None:
         """Ends the stream with the build's status; the first end stands."""
@@ -191,6 +220,11 @@ def _chunks_from(connection: Connection, build_id: str, line: int) -> list[_Chun
     wanted = select(chunks.c.first_line, chunks.c.last_line, chunks.c.payload)
     wanted = wanted.where(chunks.c.build_id == build_id, chunks.c.last_line >= line)
     return [_Chunk(*row) for row in connection.execute(wanted.order_by(chunks.c.last_line).limit(CHUNKS_A_QUERY))]
+
+
+def _encoded(lines: Sequence[Entry]) -> list[tuple[int, bytes]]:
+    """Payloads, with how many lines each has."""
+    return [(len(group), log_payload.encode(group)) for group in log_payload.in_chunks(lines)]
 
 
 def _numbered(parts: Sequence[tuple[int, bytes]], first_line: int) -> Iterator[dict[str, object]]:

@@ -38,7 +38,8 @@ if not __package__:
     sys.path.append(str(Path(__file__).parents[2]))
 
 from kiln.adapters.guard import LONGEST_POLL_SECONDS, TERMINAL_SIGNALS
-from kiln.adapters.pod_shim_agent import Failure, Limits, Order, Terminal, end_of, problem_of, start_agent
+from kiln.adapters.pod_shim_account import Failure
+from kiln.adapters.pod_shim_agent import Limits, Order, Terminal, end_of, problem_of, start_agent
 from kiln.adapters.pod_shim_cgroups import Cgroups, make
 from kiln.adapters.pod_shim_control import Control, Message
 from kiln.adapters.pod_shim_prompts import PromptWriter

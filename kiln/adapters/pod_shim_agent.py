@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import pwd
 import resource
 import signal
 import struct
@@ -13,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from kiln.adapters.pod_shim_account import Account, Failure, account_of, drop_to, list_account, show_accounts
 from kiln.adapters.pod_shim_cgroups import MEGABYTE, Cgroups
 from kiln.adapters.pod_shim_tree import PR_SET_PDEATHSIG, prctl, restore_signals
 
-PR_SET_NO_NEW_PRIVS = 38
 ROWS_AND_COLUMNS = (50, 200)
 UMASK = 0o022
 CANNOT_EXECUTE = 127
@@ -39,13 +38,6 @@ class Order:
     processes: int | None
     prompted: int
     spool_bytes: int
-
-
-class Failure(Exception):  # noqa: N818  told of, not handled
-    """Why an agent could not be started, and at which step."""
-
-    def __init__(self, step: str, problem: str) -> None:
-        super().__init__(f"{step}: {problem}")
 
 
 class Terminal:
@@ -111,14 +103,15 @@ class Limits:
 
 def start_agent(order: Order, terminal: Terminal, limits: Limits, cgroups: Cgroups) -> int:
     """The agent's pid. Raises Failure."""
-    account = _account(order.user)
+    account = account_of(order.user)
     if account:
-        os.fchown(terminal.agents, account.pw_uid, account.pw_gid)
+        os.fchown(terminal.agents, account.uid, account.gid)
+    lists_users = list_account(account, order.environment)
     problem_out, problem_in = os.pipe()
     shim = os.getpid()
     pid = os.fork()
     if not pid:
-        _become_agent(order, terminal, _Place(account, limits, cgroups, shim), problem_in)
+        _become_agent(order, terminal, _Place(account, lists_users, limits, cgroups, shim), problem_in)
     os.close(problem_in)
     with open(problem_out, "rb") as pipe:  # noqa: PTH123  a descriptor, not a path
         problem = pipe.read()
@@ -129,7 +122,8 @@ def start_agent(order: Order, terminal: Terminal, limits: Limits, cgroups: Cgrou
 
 @dataclass(frozen=True)
 class _Place:
-    account: pwd.struct_passwd | None
+    account: Account | None
+    lists_users: bool
     limits: Limits
     cgroups: Cgroups
     shim: int
@@ -144,7 +138,9 @@ def _become_agent(order: Order, terminal: Terminal, place: _Place, problem_in: i
         place.cgroups.enter()
         place.limits.apply()
         step = "user"
-        _drop_to(place.account)
+        if place.lists_users:
+            show_accounts()
+        drop_to(place.account)
         step = "shim"
         # Only now: a change of user forgets it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -164,30 +160,6 @@ def _become_agent(order: Order, terminal: Terminal, place: _Place, problem_in: i
 def problem_of(error: BaseException) -> str:
     """An error in words that hold no value of the agent's: those of the system, or the error's kind."""
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
-
-
-def _account(user: str | None) -> pwd.struct_passwd | None:
-    """The user to change to, by name or number; None if this process can or need not change. Raises Failure."""
-    if user is None:
-        return None
-    try:
-        account = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except KeyError as error:
-        raise Failure("user", f"there is no user {user}") from error
-    if os.geteuid() == account.pw_uid:
-        return None
-    if os.geteuid():
-        raise Failure("user", f"only root can run an agent as {user}")
-    return account
-
-
-def _drop_to(account: pwd.struct_passwd | None) -> None:
-    """Becomes the user for good, and nobody with more rights ever after."""
-    if account:
-        os.initgroups(account.pw_name, account.pw_gid)
-        os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-        os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _lower(kind: int, value: int) -> None:

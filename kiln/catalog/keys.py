@@ -66,10 +66,15 @@ class Identity:
 
 @dataclass(frozen=True)
 class KnownKey:
-    """A key that exists, usable or not."""
+    """A key that exists, and why it may not be usable."""
 
     identity: Identity
-    usable: bool
+    disabled: bool
+    expired: bool
+
+    @property
+    def usable(self) -> bool:
+        return not (self.disabled or self.expired)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,12 @@ def ensure_organization(tx: Session, slug: str) -> Organization:
         tx.add(row)
         tx.flush()
     return row
+
+
+def has_organization(session: Session, slug: str) -> bool:
+    """Whether there is an organization of this slug."""
+    same = select(Organization.id).where(Organization.slug == slug)
+    return SLUG.fullmatch(slug) is not None and session.scalar(same) is not None
 
 
 def _check_slug(slug: str) -> None:
@@ -167,13 +178,13 @@ def disable(tx: Session, key_id: str) -> bool:
 def identify(session: Session, plain: str) -> KnownKey | None:
     """Whose plain key this is; None if it is nobody's, or an HMAC key's id."""
     found = _sent(session, plain, KeyKind.PLAIN)
-    return None if found is None else KnownKey(_identity(found), _is_usable(found))
+    return None if found is None else KnownKey(_identity(found), *_shut(found))
 
 
 def find_hmac(session: Session, key: str) -> KnownHmacKey | None:
     """Whose HMAC key has this id; None if it is nobody's, or a plain key."""
     found = _sent(session, key, KeyKind.HMAC)
-    return None if found is None else KnownHmacKey(_identity(found), _is_usable(found), found.sealed_secret)
+    return None if found is None else KnownHmacKey(_identity(found), *_shut(found), found.sealed_secret)
 
 
 # Columns rather than mapped rows, and built once: every request asks this.
@@ -200,9 +211,10 @@ def _identity(found: Row[*tuple[object, ...]]) -> Identity:
     return Identity(found.id, found.organization_id, found.slug, frozenset(found.scopes))
 
 
-def _is_usable(found: Row[*tuple[object, ...]]) -> bool:
+def _shut(found: Row[*tuple[object, ...]]) -> tuple[bool, bool]:
+    """Whether the key was disabled, and whether it has expired."""
     expired = found.expires_at is not None and found.expires_at <= datetime.now(UTC)
-    return found.disabled_at is None and not expired
+    return found.disabled_at is not None, expired
 
 
 def _hash(plain: str) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from kiln.catalog import attempts, builds, contexts, errands, idempotency, images, nonces, tags
+from kiln.catalog import attempts, builds, contexts, errands, idempotency, images, nonces, pod_images, tags
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Build, Organization
 from kiln.models import (
@@ -132,6 +132,10 @@ class CatalogLedger:
     def needed(self, repository: str, digest: str) -> list[str]:
         with self._catalog.read() as session:
             return tags.needed(session, repository, digest)
+
+    def in_use(self, digest: str) -> bool:
+        with self._catalog.read() as session:
+            return pod_images.in_use(session, digest)
 
     def may_pull(self, organization_id: str, repositories: Collection[str]) -> set[str]:
         with self._catalog.read() as session:

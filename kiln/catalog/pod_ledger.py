@@ -1,7 +1,7 @@
 """The catalog behind `kiln.ports.pods.PodLedger`: each method is one transaction."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.orm import Session
@@ -18,20 +18,25 @@ from kiln.ports.pods import (
     HostReport,
     ImageSource,
     Instructions,
+    News,
     PodBrief,
     PodOrder,
     RunnerProcess,
 )
 from kiln.sealing import Sealer
 
+RETENTION = timedelta(days=7)
+
 
 class CatalogPodLedger:
-    """`kiln.ports.pods.PodLedger` on a catalog. `lease` is how long a pod may go on without word of its runner."""
+    """`kiln.ports.pods.PodLedger` on a catalog. `lease` is how long a pod may go on without word of its runner,
+    `retention` how long the sandbox of an agent that ended by itself stays."""
 
-    def __init__(self, catalog: Catalog, sealer: Sealer, lease: timedelta) -> None:
+    def __init__(self, catalog: Catalog, sealer: Sealer, lease: timedelta, *, retention: timedelta = RETENTION) -> None:
         self._catalog = catalog
         self._sealer = sealer
         self._lease = lease
+        self._retention = retention
 
     def claim_pod(self, ref: PodRef, run_id: str) -> PodSpec | None:
         with self._catalog.transaction() as tx:
@@ -54,9 +59,9 @@ class CatalogPodLedger:
         with self._catalog.transaction() as tx:
             return pods.prompt(tx, ref.organization_id, ref.key, text)
 
-    def open_pods(self, older_than: timedelta) -> list[PodBrief]:
+    def open_pods(self, older_than: timedelta, *, unclaimed: bool = False) -> list[PodBrief]:
         with self._catalog.read() as session:
-            return [PodBrief(pod_ref(row), row.run_id) for row in pod_work.open_rows(session, older_than)]
+            return pod_work.open_briefs(session, older_than, unclaimed=unclaimed)
 
     def unsettled_pods(self, older_than: timedelta) -> list[PodBrief]:
         with self._catalog.read() as session:
@@ -72,7 +77,7 @@ class CatalogPodLedger:
 
     def beat(self, process: RunnerProcess, keys: Sequence[str]) -> Instructions:
         with self._catalog.transaction() as tx:
-            return pod_work.beat(tx, process, keys, self._lease)
+            return pod_work.beat(tx, process, keys, self._lease, self._retention)
 
     def locate(self, process: RunnerProcess, key: str) -> PodRef:
         with self._catalog.read() as session:
@@ -86,16 +91,14 @@ class CatalogPodLedger:
         with self._catalog.transaction() as tx:
             pod_work.started(tx, process, key, shim, self._lease)
 
-    def prompts(self, process: RunnerProcess, key: str, after: int) -> list[tuple[int, str]]:
+    def news(self, process: RunnerProcess, after: Mapping[str, int]) -> News:
         """A runner asks every few moments: it is a read as long as there is nothing to note."""
         with self._catalog.read() as session:
-            pod = pod_work.find(session, process, key)
-            found = pod_work.prompts(session, pod, after)
-            news = pod_work.awaits_taking(session, pod, after)
-        if news:
+            news, untaken = pod_work.news(session, process, after)
+        if untaken:
             with self._catalog.transaction() as tx:
-                pod_work.take_prompts(tx, pod, after)
-        return found
+                pod_work.take_prompts(tx, untaken)
+        return news
 
     def ended(self, process: RunnerProcess, key: str, shim: str, result: PodResult) -> PodStatus:
         with self._catalog.transaction() as tx:

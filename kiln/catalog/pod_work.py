@@ -4,19 +4,20 @@ process has registered in its place.
 A pod is begun for one shim, once and for all: no other ever runs its agent, so that there are never two of them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from kiln.catalog import agents, pods, runners
 from kiln.catalog.pod_tables import Pod, PodPrompt, Runner
 from kiln.catalog.runners import OPEN_PODS
 from kiln.catalog.session import database_now
+from kiln.catalog.tables import Image
 from kiln.errors import NotFoundError, OperationOverError
 from kiln.models import PodRef, PodResult, PodSpec, PodStatus
-from kiln.ports.pods import Instructions, RunnerProcess
+from kiln.ports.pods import Instructions, News, PodBrief, RunnerProcess
 
 NOT_BACK = "its runner did not come back"
 RUNNER_DISABLED = "its runner was disabled"
@@ -43,11 +44,20 @@ def finish(tx: Session, ref: PodRef, result: PodResult) -> Pod:
     return row
 
 
-def open_rows(session: Session, older_than: timedelta) -> list[Pod]:
-    """Open pods that have had `older_than` to get going, oldest first."""
-    born_before = datetime.now(UTC) - older_than
-    query = select(Pod).where(Pod.status.in_(OPEN_PODS), Pod.created_at <= born_before)
-    return list(session.scalars(query.order_by(Pod.created_at, Pod.id)))
+def open_briefs(session: Session, older_than: timedelta, *, unclaimed: bool = False) -> list[PodBrief]:
+    """Open pods that have had `older_than` to get going, oldest first; with `unclaimed`, those that no run has."""
+    wanted = [Pod.status.in_(OPEN_PODS), Pod.created_at <= datetime.now(UTC) - older_than]
+    if unclaimed:
+        wanted.append(Pod.run_id.is_(None))
+    # There may be thousands, each with its spec, prompt and secrets: no more is read than is told.
+    query = select(Pod.id, Pod.key, Pod.organization_id, Pod.runner_id, Pod.run_id).where(*wanted)
+    rows = session.execute(query.order_by(Pod.created_at, Pod.id))
+    return [
+        PodBrief(
+            PodRef(pod_id=row.id, key=row.key, organization_id=row.organization_id, runner_id=row.runner_id), row.run_id
+        )
+        for row in rows
+    ]
 
 
 def unsettled_rows(session: Session, older_than: timedelta) -> list[Pod]:
@@ -77,19 +87,22 @@ def lapse(tx: Session) -> list[Pod]:
     return rows
 
 
-def beat(tx: Session, process: RunnerProcess, keys: Collection[str], lease: timedelta) -> Instructions:
-    """Notes that the runner is there, with these pods: what is begun and open of them has its lease renewed, and the
-    rest is to end. Raises RefusedError."""
+def beat(
+    tx: Session, process: RunnerProcess, keys: Collection[str], lease: timedelta, retention: timedelta
+) -> Instructions:
+    """Notes that the runner is there, with these pods: what is begun and open of them has its lease renewed, and what is
+    not open is to end. The sandbox of an agent that ended by itself is to go after `retention`. Raises RefusedError."""
     runners.note_presence(tx, process)
     listed = (Pod.key.in_(keys), Pod.runner_id == process.runner_id)
     # In one order whoever locks many; renewed under the lock, lest one is closed in between.
     rows = list(tx.scalars(select(Pod).where(*listed).order_by(Pod.id).with_for_update(key_share=True)))
-    alive = [row for row in rows if row.status in OPEN_PODS and row.shim is not None]
-    renewed = Pod.id.in_([row.id for row in alive])
+    # One that waits on its host for a place there is to be run, and needs no lease.
+    still_its = [row for row in rows if row.status in OPEN_PODS]
+    renewed = Pod.id.in_([row.id for row in still_its if row.shim is not None])
     tx.execute(update(Pod).where(renewed).values(lease_until=database_now(tx, ahead=lease)))
     return Instructions(
-        end=frozenset(keys) - {row.key for row in alive},
-        remove=frozenset(row.key for row in rows if _is_to_go(row)),
+        end=frozenset(keys) - {row.key for row in still_its},
+        remove=frozenset(row.key for row in rows if _is_to_go(row, retention)),
     )
 
 
@@ -142,11 +155,27 @@ def find(session: Session, process: RunnerProcess, key: str) -> Pod:
     return row
 
 
-def prompts(session: Session, pod: Pod, after: int) -> list[tuple[int, str]]:
-    """A pod's prompts numbered above `after`. Raises OperationOverError once it has ended."""
-    if pod.status not in OPEN_PODS:
-        raise OperationOverError(f"{pod.key} is {pod.status}")
-    return [(row.number, row.text) for row in prompts_of(session, pod) if row.number > after]
+def image_reference(session: Session, organization_id: str, pod_id: str) -> str | None:
+    """The image that an open pod of the organization runs from; None if there is no such pod, or it has none."""
+    open_pod = (Pod.id == pod_id, Pod.organization_id == organization_id, Pod.status.in_(OPEN_PODS))
+    return session.scalar(select(Image.reference).join(Pod, Pod.image_id == Image.id).where(*open_pod))
+
+
+def news(session: Session, process: RunnerProcess, after: Mapping[str, int]) -> tuple[News, dict[str, int]]:
+    """What there is to say of these pods; and by id, those that have had prompts which are not noted as taken yet, with
+    the number up to which. Raises RefusedError."""
+    runners.require_current(session, process)
+    asked = (Pod.key.in_(after), Pod.runner_id == process.runner_id, Pod.status.in_(OPEN_PODS))
+    keys = {row.id: row.key for row in session.execute(select(Pod.id, Pod.key).where(*asked))}
+    had = {pod_id: after[key] for pod_id, key in keys.items()}
+    coming: dict[str, list[tuple[int, str]]] = {}
+    untaken: dict[str, int] = {}
+    for row in _prompts_after(session, had):
+        if row.number > had[row.pod_id]:
+            coming.setdefault(keys[row.pod_id], []).append((row.number, row.text))
+        else:
+            untaken[row.pod_id] = had[row.pod_id]
+    return News(frozenset(after) - frozenset(keys.values()), coming), untaken
 
 
 def prompts_of(session: Session, pod: Pod) -> Sequence[PodPrompt]:
@@ -155,18 +184,20 @@ def prompts_of(session: Session, pod: Pod) -> Sequence[PodPrompt]:
     return session.scalars(query).all()
 
 
-def awaits_taking(session: Session, pod: Pod, upto: int) -> bool:
-    """Whether a prompt up to this number is not noted as taken yet."""
-    return session.scalar(select(PodPrompt.number).where(*_untaken(pod.id, upto)).limit(1)) is not None
+def take_prompts(tx: Session, upto: Mapping[str, int]) -> None:
+    """Notes that the shims of pods, by id, have had their prompts up to a number."""
+    for pod_id, number in sorted(upto.items()):
+        had = (PodPrompt.pod_id == pod_id, PodPrompt.number <= number, PodPrompt.taken_at.is_(None))
+        tx.execute(update(PodPrompt).where(*had).values(taken_at=datetime.now(UTC)))
 
 
-def take_prompts(tx: Session, pod: Pod, upto: int) -> None:
-    """Notes that the pod's shim has had its prompts up to this number."""
-    tx.execute(update(PodPrompt).where(*_untaken(pod.id, upto)).values(taken_at=datetime.now(UTC)))
-
-
-def _untaken(pod_id: str, upto: int) -> tuple[ColumnElement[bool], ...]:
-    return (PodPrompt.pod_id == pod_id, PodPrompt.number <= upto, PodPrompt.taken_at.is_(None))
+def _prompts_after(session: Session, had: Mapping[str, int]) -> Sequence[PodPrompt]:
+    """Prompts of pods, by id, numbered above what each has had, and those that are not noted as taken."""
+    if not had:
+        return ()
+    wanted = or_(PodPrompt.number > case(had, value=PodPrompt.pod_id), PodPrompt.taken_at.is_(None))
+    query = select(PodPrompt).where(PodPrompt.pod_id.in_(had), wanted)
+    return session.scalars(query.order_by(PodPrompt.pod_id, PodPrompt.number)).all()
 
 
 def _is_open(ref: PodRef) -> tuple[ColumnElement[bool], ...]:
@@ -216,12 +247,12 @@ def _ended_at(row: Pod, result: PodResult) -> datetime:
     return max(row.started_at or row.created_at, min(result.ended_at or now, now))
 
 
-def _is_to_go(row: Pod) -> bool:
-    """Whether an ended pod's sandbox is to go. What an agent left by itself stays, unless it was to be closed."""
+def _is_to_go(row: Pod, retention: timedelta) -> bool:
+    """Whether an ended pod's sandbox is to go. What an agent left by itself stays for a while."""
     if row.status in OPEN_PODS or row.finished_at is None:
         return False
     if row.status == PodStatus.TERMINATED.value or row.error in (NOT_BACK, RUNNER_DISABLED):
         return True
     spec = PodSpec.model_validate(row.spec)
-    delay = timedelta(seconds=spec.auto_close_delay_seconds)
-    return spec.auto_close and row.finished_at + delay <= datetime.now(UTC)
+    delay = timedelta(seconds=spec.auto_close_delay_seconds) if spec.auto_close else retention
+    return datetime.now(UTC) - row.finished_at >= delay

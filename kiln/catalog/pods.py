@@ -27,6 +27,8 @@ from kiln.sealing import Sealer
 KEY_PREFIX = "pod-"
 KEY_CHARACTERS = 12
 KEY_ALPHABET = string.ascii_lowercase + string.digits
+# In the place of a run: the pod ended without one, and the house-keeping is to close its log.
+NO_RUN = "none"
 _NEWEST_FIRST = (Pod.created_at.desc(), Pod.id.desc())
 
 
@@ -164,12 +166,13 @@ def locked(tx: Session, key: str, *, organization_id: str | None = None, runner_
 def close(
     row: Pod, status: PodStatus, ended_at: datetime, *, error: str | None = None, exit_code: int | None = None
 ) -> None:
-    """Ends a pod whose row is locked, and forgets its secrets."""
+    """Ends a pod whose row is locked, and forgets its secrets. Unsettled until its workflow ends, or there is none."""
     row.status = status.value
     row.finished_at = ended_at
     row.updated_at = datetime.now(UTC)
     row.error, row.exit_code = error, exit_code
     row.secrets = row.lease_until = None
+    row.run_id = row.run_id or NO_RUN
 
 
 def pod_ref(row: Pod) -> PodRef:

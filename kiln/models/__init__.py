@@ -56,15 +56,19 @@ from kiln.models.machines import (
     TemplateStatus,
 )
 from kiln.models.pods import (
+    MAX_PROMPT_BYTES,
     OPEN_POD_STATUSES,
     AgentType,
     LostPods,
     PodClaimRequest,
     PodEnd,
     PodLimits,
+    PodPhase,
+    PodProgress,
     PodPromptRequest,
     PodRef,
     PodResult,
+    PodRun,
     PodSpec,
     PodStatus,
     RunnerStatus,
@@ -72,6 +76,7 @@ from kiln.models.pods import (
 )
 
 __all__ = [
+    "MAX_PROMPT_BYTES",
     "OPEN_POD_STATUSES",
     "OPEN_STATUSES",
     "AgentType",
@@ -115,9 +120,12 @@ __all__ = [
     "PodClaimRequest",
     "PodEnd",
     "PodLimits",
+    "PodPhase",
+    "PodProgress",
     "PodPromptRequest",
     "PodRef",
     "PodResult",
+    "PodRun",
     "PodSpec",
     "PodStatus",
     "Progress",

@@ -18,6 +18,8 @@ class PodStatus(StrEnum):
 
 
 OPEN_POD_STATUSES = frozenset({PodStatus.CREATING, PodStatus.RUNNING})
+# Of a prompt's text in UTF-8.
+MAX_PROMPT_BYTES = 256 * 1024
 
 
 class RunnerStatus(StrEnum):
@@ -75,12 +77,18 @@ class PodSpec(Frozen):
 
 
 class PodRef(Frozen):
-    """A pod workflow's whole input: activities read the rest from the catalog, the runner from Kiln's API."""
+    """A pod, as workflow and activities name it: they read the rest from the catalog, the runner from Kiln's API."""
 
     pod_id: str
     key: str
     organization_id: str
     runner_id: str
+
+
+class PodRun(PodRef):
+    """A pod workflow's whole input. `prompts` are those that the run before this one had not passed on yet."""
+
+    prompts: tuple[str, ...] = ()
 
 
 class PodClaimRequest(Frozen):
@@ -90,11 +98,40 @@ class PodClaimRequest(Frozen):
     run_id: str
 
 
+class PodResult(Frozen):
+    """Activity `run-pod`: how the agent ended. `error` None and `exit_code` 0: it is done."""
+
+    exit_code: int | None = None
+    error: str | None = None
+    ended_at: datetime | None = None
+
+
 class PodEnd(Frozen):
-    """Activity `record-pod-end`."""
+    """Activity `record-pod-end`. `told` is False where the runner never said how the agent ended."""
 
     pod: PodRef
-    result: "PodResult"
+    result: PodResult
+    told: bool = True
+
+
+class PodPhase(StrEnum):
+    """Where a pod's workflow is. Whether its runner has a place for it, and its agent runs, the pod's status says."""
+
+    CLAIMING = "claiming"
+    AT_RUNNER = "at_runner"
+    CLOSING = "closing"
+    ENDED = "ended"
+
+
+class PodProgress(Frozen):
+    """Query `status` of a pod's workflow. `status` is how the pod ended; `prompts` are signals not passed on yet."""
+
+    key: str
+    phase: PodPhase
+    detail: str
+    since: datetime | None = None
+    prompts: int = 0
+    status: PodStatus | None = None
 
 
 class PodPromptRequest(Frozen):
@@ -110,11 +147,3 @@ class LostPods(Frozen):
     lapsed: int = 0
     released: int = 0
     settled: int = 0
-
-
-class PodResult(Frozen):
-    """Activity `run-pod`: how the agent ended. `error` None and `exit_code` 0: it is done."""
-
-    exit_code: int | None = None
-    error: str | None = None
-    ended_at: datetime | None = None

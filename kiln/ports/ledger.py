@@ -232,6 +232,10 @@ class Ledger(Protocol):
         """The tags of a repository that point at the digest, or will once their publication is done."""
         ...
 
+    def in_use(self, digest: str) -> bool:
+        """Whether an open pod runs from an image of this digest."""
+        ...
+
     def may_pull(self, organization_id: str, repositories: Collection[str]) -> set[str]:
         """Those of the repositories of Kiln's registry that the organization may read."""
         ...

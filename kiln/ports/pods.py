@@ -262,8 +262,8 @@ class PodLedger(Protocol):
         UnavailableError while its runner is away."""
         ...
 
-    def open_pods(self, older_than: timedelta) -> list[PodBrief]:
-        """Open pods that have had `older_than` to get going, oldest first."""
+    def open_pods(self, older_than: timedelta, *, unclaimed: bool = False) -> list[PodBrief]:
+        """Open pods that have had `older_than` to get going, oldest first; with `unclaimed`, those that no run has."""
         ...
 
     def unsettled_pods(self, older_than: timedelta) -> list[PodBrief]:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from kiln.models import PodResult
 from kiln.ports.pods import PodOrder, ShimOrder, SpooledLine
 
 # Takes one line of Kiln's own for the pod's log.
@@ -73,4 +74,12 @@ class PodPlaces(Protocol):
 
     def journal(self, key: str) -> Journal:
         """The pod's journal. Raises FileNotFoundError if it has no directory here."""
+        ...
+
+    def done(self, key: str) -> PodResult | None:
+        """How the pod's agent ended, once Kiln was told of it; None before that, and without a directory."""
+        ...
+
+    def note_done(self, key: str, result: PodResult) -> None:
+        """Kiln was told: another process need not tell it again. Nothing happens without a directory."""
         ...

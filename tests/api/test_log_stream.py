@@ -1,13 +1,8 @@
 """The log of a build: `GET …/builds/{build_id}/logs`, the same stream under both contracts' paths."""
 
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy import delete
 
@@ -15,57 +10,13 @@ from api import log_stream
 from kiln.adapters.log_database import chunks
 from support.api_server import RunningApi, settings_for
 from support.dev_temporal import DevTemporal
+from support.log_events import EVENTS, TEXT, blocks, end, events, following, line, parsed
 from support.parallel import Pending
 from support.tenants import Tenant, error
 
 MACHINE, KILN = "/api/v1/images/builds", "/api/v1/builds"
 BOTH = pytest.mark.parametrize("base", [MACHINE, KILN])
-EVENTS = {"Accept": "text/event-stream"}
-TEXT = {"Accept": "text/plain"}
-LOG_TIME = "2026-03-25T14:31:07Z"
 BAD_EVENT_ID = error("invalid_request", "Last-Event-ID: must be the number of a line")
-
-
-def line(number: int, text: str, stream: str = "stdout") -> dict[str, Any]:
-    return {"id": str(number), "event": "line", "data": {"line": text, "time": LOG_TIME, "stream": stream}}
-
-
-def end(status: str) -> dict[str, Any]:
-    return {"event": "end", "data": {"status": status}}
-
-
-def parsed(block: str) -> dict[str, Any]:
-    """One event's fields, its data decoded; a comment under the key `comment`."""
-    fields: dict[str, Any] = {}
-    for row in block.split("\n"):
-        name, _, value = row.partition(": ")
-        assert name not in fields, block
-        fields[name or "comment"] = json.loads(value) if name == "data" else value
-    return fields
-
-
-def blocks(response: httpx.Response) -> Iterator[str]:
-    """Events as they come, each without the empty line that ends it."""
-    rest = ""
-    for piece in response.iter_text():
-        *whole, rest = (rest + piece).split("\n\n")
-        yield from whole
-    assert rest == ""
-
-
-@contextmanager
-def following(tenant: Tenant, path: str, **headers: str) -> Iterator[Iterator[dict[str, Any]]]:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    with tenant.http.stream("GET", path, headers={**EVENTS, **sent}) as response:
-        assert response.status_code == 200
-        assert response.headers["Content-Type"].startswith("text/event-stream")
-        yield (parsed(block) for block in blocks(response))
-
-
-def events(tenant: Tenant, path: str, **headers: str) -> list[dict[str, Any]]:
-    """All events of a stream that ends."""
-    with following(tenant, path, **headers) as stream:
-        return list(stream)
 
 
 @BOTH

@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sqlalchemy import select
 
-from api import machine_images, progress
+from api import machine_images, progress, runner_calls
 from api.openapi import REGISTRIES
 from kiln.catalog import builds
 from kiln.catalog.tables import Build
@@ -23,6 +23,8 @@ from support.api_server import RunningApi, settings_for
 from support.containers import kilns_registry
 from support.dev_temporal import DevTemporal
 from support.organization import OrganizationTenant
+from support.pod_rows import create_runner
+from support.runner_calls import CALLS
 from support.signing import ORGANIZATION_API
 from support.tenants import Tenant
 
@@ -33,6 +35,7 @@ OPTIONS = ("--seed=1", "--max-examples=20", "--request-timeout=10", "--no-color"
 SCHEMATHESIS_SECONDS = 150
 DEFAULT_TEMPLATE = {"type": "builtin", "name": "default-ec2"}
 KEYED = {401, 403, 500, 503}
+PODS = "/api/v1/ext/orgs/{org}"
 OPERATIONS = {
     ("post", "/api/v1/images/build"): KEYED | {201, 202, 409, 413, 415, 422, 429},
     ("get", "/api/v1/images"): KEYED | {200, 422, 429},
@@ -64,6 +67,21 @@ OPERATIONS = {
     ("get", f"{ORGANIZATION_API}/machines/{{machine_id}}"): KEYED | {200, 404},
     ("post", f"{ORGANIZATION_API}/machines/{{machine_id}}/start"): KEYED | {200, 400, 404, 413},
     ("post", f"{ORGANIZATION_API}/machines/{{machine_id}}/stop"): KEYED | {200, 400, 404, 413},
+    ("get", f"{PODS}/pods"): KEYED | {200, 400, 404},
+    ("post", f"{PODS}/pods"): KEYED | {201, 400, 404, 413, 429},
+    ("get", f"{PODS}/pods/{{key}}"): KEYED | {200, 404},
+    ("post", f"{PODS}/pods/{{key}}/prompt"): KEYED | {200, 400, 404, 413},
+    ("post", f"{PODS}/pods/{{key}}/terminate"): KEYED | {200, 400, 404},
+    ("get", f"{PODS}/pods/{{key}}/logs"): KEYED | {200, 400, 404},
+    ("get", f"{PODS}/runners"): KEYED | {200, 404},
+    ("get", f"{PODS}/runners/{{runner_id}}"): KEYED | {200, 404},
+    ("post", f"{CALLS}/register"): KEYED | {200, 400, 413},
+    ("post", f"{CALLS}/beat"): KEYED | {200, 400, 413},
+    ("post", f"{CALLS}/news"): KEYED | {200, 400, 413},
+    ("post", f"{CALLS}/pods/{{key}}/begin"): KEYED | {200, 400, 404, 409, 413},
+    ("post", f"{CALLS}/pods/{{key}}/started"): KEYED | {204, 400, 404, 409, 413},
+    ("post", f"{CALLS}/pods/{{key}}/ended"): KEYED | {204, 400, 404, 409, 413},
+    ("post", f"{CALLS}/pods/{{key}}/log"): KEYED | {200, 400, 404, 413},
     ("get", "/registry/token"): {200, 401, 422, 500, 503},
     ("post", "/registry/token"): {200, 401, 413, 422, 500, 503},
     ("get", "/api/v1/builds"): KEYED | {200, 422},
@@ -79,6 +97,8 @@ TAGS = (
     ["container-images"],
     ["cloud-builds"],
     ["organization-images"],
+    ["pods"],
+    ["runners"],
     ["registry"],
     ["kiln"],
     ["operations"],
@@ -88,6 +108,7 @@ SECURITY = {
     "v5": [{"APIKeyHeader": []}],
     "organization-management": [{"HMAC": []}],
     "registry": [{"HTTPBasic": []}],
+    CALLS: [{"RunnerToken": []}],
 }
 # A signed URL is itself the right to use it.
 UPLOADS = "/api/v1/images/uploads/{build_id}"
@@ -127,7 +148,7 @@ def test_an_operation_says_what_it_does(document: dict[str, Any], method: str, p
     operation = document["paths"][path][method]
     assert operation["summary"]
     assert operation["tags"] in TAGS
-    owner = "" if path == UPLOADS else path.split("/")[1]
+    owner = "" if path == UPLOADS else CALLS if path.startswith(CALLS) else path.split("/")[1]
     assert operation.get("security") == SECURITY.get(owner)
 
 
@@ -283,6 +304,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monke
     """Generated requests, sound and unsound ones and sequences of them, get no 5xx and no answer unknown to the schema."""
     monkeypatch.setattr(machine_images, "DELETE_PATIENCE", timedelta(seconds=0.2))
     monkeypatch.setattr(progress, "PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(runner_calls, "NEWS_SECONDS", 0.1)
     with kilns_registry(tmp_path) as registry:
         place = {"registry": registry.host, "registry_token_key": registry.key_file}
         changes = {"regions": REGIONS, "transfer_registries": REGISTRIES, **UNLIMITED, **place}
@@ -291,7 +313,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monke
             tenant = OrganizationTenant(api)
             tenant.write_log(tenant.succeeded(), "one", "two", status="succeeded")
             with ending_builds(api):
-                elsewhere = f"--exclude-path-regex=^(/v5|{ORGANIZATION_API})/"
+                elsewhere = f"--exclude-path-regex=^(/v5|{ORGANIZATION_API}|{CALLS}|/api/v1/ext)/"
                 _schemathesis(api.url, tenant, tmp_path, elsewhere, "Authorization: Bearer {key}")
                 # Which parts and cursors go together is more than the document can say.
                 answers = (f"--checks={ANSWER_CHECKS}", "--phases=coverage,fuzzing")
@@ -299,6 +321,9 @@ def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monke
                 _schemathesis(api.url, tenant, tmp_path, *cloud, "x-api-key: {key}", "x-selected-account-id: {account}")
                 # Nor which machines are off.
                 _schemathesis(api.url, tenant, tmp_path, f"--include-path-regex=^{ORGANIZATION_API}/", *answers)
+                _, token = create_runner(api.catalog, tenant.organization_id)
+                runners = (f"--include-path-regex=^{CALLS}/", f"--checks={ANSWER_CHECKS}", "--phases=coverage")
+                _schemathesis(api.url, tenant, tmp_path, *runners, f"Authorization: Bearer {token}")
             assert tenant.get("/machines")["count"] > 0
             tenant.close()
 

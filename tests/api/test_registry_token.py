@@ -4,7 +4,7 @@ import base64
 import json
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ from kiln.catalog import attempts
 from kiln.catalog.tables import Organization
 from kiln.models import BuildEnd, BuildStatus, OwnerType, Target, Visibility
 from kiln.naming import staging_repository
-from kiln.registry_tokens import BUILD_USER, ISSUER, SERVICE, make_key_file
+from kiln.ports.pods import ImageSource
+from kiln.registry_tokens import BUILD_USER, ISSUER, POD_USER, SERVICE, make_key_file
 from support.api_server import RunningApi
-from support.container_rows import add_container, begin, public, published, target
+from support.container_rows import HOST, add_container, begin, public, published, target
+from support.containers import Owner
 from support.oci_images import Pusher, image
+from support.pod_rows import terminate
 from support.registry import running_registry
 from support.rows import rewrite
+from support.runner_calls import RunnerCaller
 from support.tenants import Tenant
 
 PATH = "/registry/token"
@@ -255,6 +259,57 @@ def test_a_builds_password_is_only_its_own(api: RunningApi, tenant: Tenant, neig
     assert [ask(api, BUILD_USER, password).status_code for password in passwords] == [401] * 4
 
 
+@pytest.fixture
+async def runner(api: RunningApi, owner: Owner) -> AsyncIterator[RunnerCaller]:
+    """A runner of the owner's organization."""
+    runner = RunnerCaller(api, owner.organization_id)
+    await runner.register()
+    yield runner
+    await runner.aclose()
+
+
+async def order_image(runner: RunnerCaller, key: str) -> ImageSource:
+    order = await runner.calls.begin(key, "shim-1")
+    assert order.image is not None
+    return order.image
+
+
+async def test_a_pod_pulls_from_its_images_repository_only(api: RunningApi, owner: Owner, runner: RunnerCaller) -> None:
+    """And as long as it is open; its password is nobody else's."""
+    row = owner.image_of(owner.published(owner.target("app")))
+    ref = runner.add_pod(image_id=row.id)
+    source = await order_image(runner, ref.key)
+    assert (source.reference, source.registry) == (row.reference, api.settings.registry_host)
+    scopes = [f"repository:{owner.slug}/{name}:pull,push" for name in ("app", "other")]
+    assert granted(ask(api, POD_USER, source.token, *scopes)) == {f"{owner.slug}/app": ["pull"]}
+    assert [ask(api, user, source.token).status_code for user in ("u", BUILD_USER)] == [401, 401]
+    terminate(api.catalog, ref)
+    assert ask(api, POD_USER, source.token).status_code == 401
+
+
+async def test_an_image_elsewhere_needs_no_password(api: RunningApi, owner: Owner, runner: RunnerCaller) -> None:
+    """Kiln opens its own registry only."""
+    row = published(api.catalog, owner.organization_id, target("elsewhere", owner=owner.slug))
+    source = await order_image(runner, runner.add_pod(image_id=row.id).key)
+    assert (source.reference, source.token) == (f"{HOST}/{owner.slug}/elsewhere@{row.digest}", "")
+
+
+def test_a_pods_password_is_only_its_own(api: RunningApi, owner: Owner, runner: RunnerCaller, tenant: Tenant) -> None:
+    """Over, of another organization, of no pod, of a pod without an image, or a build's: refused."""
+    row = owner.image_of(owner.published(owner.target("app")))
+    pod_id = runner.add_pod(image_id=row.id).pod_id
+    issue, until = api.parts.containers.pod_credentials.issue, datetime.now(UTC) + IN_AN_HOUR
+    assert ask(api, POD_USER, issue(pod_id, owner.organization_id, until)).status_code == 200
+    passwords = [
+        issue(pod_id, owner.organization_id, datetime.now(UTC) - timedelta(seconds=1)),
+        issue(pod_id, tenant.organization_id, until),
+        issue(str(uuid.uuid4()), owner.organization_id, until),
+        issue(runner.add_pod().pod_id, owner.organization_id, until),
+        build_password(api, pod_id, owner.organization_id),
+    ]
+    assert [ask(api, POD_USER, password).status_code for password in passwords] == [401] * 5
+
+
 def skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A client of somebody else's making, which finds its way from the registry to the API by itself."""
     command = ["skopeo", *arguments]
@@ -297,3 +352,20 @@ def test_a_client_pushes_with_a_builds_password(api: RunningApi, tenant: Tenant,
     assert facts is not None
     assert facts.digest == made.digest
     assert refused.returncode != 0
+
+
+async def test_a_client_pulls_with_a_pods_password(
+    api: RunningApi, owner: Owner, runner: RunnerCaller, registry_host: str
+) -> None:
+    """By digest, the image that it runs from, and no other repository's."""
+    pusher = Pusher(registry_host, api.parts.containers.tokens)
+    made, other = pusher.push(f"{owner.slug}/app", image("a pod's"), "v1"), f"{owner.slug}/other"
+    pusher.push(other, image("another"), "v1")
+    pusher.close()
+    row = owner.image_of(owner.published(owner.target("app"), made))
+    source = await order_image(runner, runner.add_pod(image_id=row.id).key)
+    inspect = ["inspect", "--tls-verify=false", "--creds", f"{POD_USER}:{source.token}"]
+    seen = skopeo(*inspect, f"docker://{registry_host}/{owner.slug}/app@{made.digest}")
+    assert seen.returncode == 0, seen.stderr
+    assert json.loads(seen.stdout)["Digest"] == made.digest
+    assert skopeo(*inspect, f"docker://{registry_host}/{other}:v1").returncode != 0

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from kiln.catalog import pod_work, pods, repositories, runners
-from kiln.catalog.pod_ledger import CatalogPodLedger
+from kiln.catalog.pod_ledger import RETENTION, CatalogPodLedger
 from kiln.catalog.pods import NewPod
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Organization
@@ -167,7 +167,7 @@ def test_a_lapse_passes_over_what_is_renewed(
     run(pod_ledger, runner, pod)
     overdue(catalog, pod)
     with catalog.transaction() as tx:
-        pod_work.beat(tx, runner, [pod.key], POD_LEASE)
+        pod_work.beat(tx, runner, [pod.key], POD_LEASE, RETENTION)
         lapse = Pending(pod_ledger.lapse_pods)
         lapse.is_waiting()
     assert lapse.result() == []
@@ -206,7 +206,7 @@ def test_a_prompt_waits_for_the_begin(
         late = Pending(partial(prompt, catalog, pod, "late"))
         assert late.is_waiting()
     assert late.result() == 1
-    assert pod_ledger.prompts(runner, pod.key, 0) == [(1, "late")]
+    assert pod_ledger.news(runner, {pod.key: 0}).prompts == {pod.key: [(1, "late")]}
 
 
 def test_a_repository_is_worked_on_or_removed(catalog: Catalog, organization: str, runner: RunnerProcess) -> None:

@@ -188,6 +188,22 @@ class TestEnd:
         said = pod_ledger.beat(runner, [ref.key])
         assert (said.end, said.remove) == ({ref.key}, {ref.key} if removed else frozenset())
 
+    @pytest.mark.parametrize(("retention", "removed"), [(LATER, False), (NOW, True)])
+    def test_what_an_agent_left_stays_for_a_while(
+        self,
+        catalog: Catalog,
+        sealer: Sealer,
+        runner: RunnerProcess,
+        pod: PodRef,
+        retention: timedelta,
+        removed: bool,
+    ) -> None:
+        """The sandbox of a pod that ended by itself is to go once its retention is over."""
+        ledger = CatalogPodLedger(catalog, sealer, LEASE, retention=retention)
+        ledger.begin(runner, pod.key, SHIM)
+        ledger.ended(runner, pod.key, SHIM, DONE)
+        assert ledger.beat(runner, [pod.key]).remove == ({pod.key} if removed else frozenset())
+
 
 class TestLease:
     def test_a_beat_renews_what_it_lists(
@@ -208,7 +224,9 @@ class TestLease:
     def test_waiting_needs_no_lease(
         self, pod_ledger: CatalogPodLedger, catalog: Catalog, runner: RunnerProcess, pod: PodRef
     ) -> None:
-        """A pod waits for its runner however long it takes, unless that runner was disabled."""
+        """A pod waits for its runner, or on its host for a place, however long it takes, unless that runner was disabled."""
+        assert pod_ledger.beat(runner, [pod.key]).end == frozenset()
+        assert pod_ledger.news(runner, {pod.key: 1}).end == frozenset()
         go_away(catalog, runner.runner_id)
         assert pod_ledger.lapse_pods() == []
         with catalog.transaction() as tx:

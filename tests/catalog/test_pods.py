@@ -1,17 +1,20 @@
 """Pods: how they come about, what is shown of them, and what they are prompted."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from kiln.catalog import pods
 from kiln.catalog.pod_ledger import CatalogPodLedger
 from kiln.catalog.session import Catalog
-from kiln.errors import NotFoundError, OperationOverError, RefusedError, UnavailableError
+from kiln.errors import NotFoundError, RefusedError, UnavailableError
 from kiln.models import PodLimits, PodRef, PodResult, PodSpec, PodStatus, SandboxType
-from kiln.ports.pods import RunnerProcess
+from kiln.ports.pods import News, RunnerProcess
 from support.pod_rows import (
     add_pod,
     add_runner,
@@ -159,6 +162,18 @@ class TestOrphans:
         assert status(catalog, running) == "terminated"
 
 
+@contextmanager
+def statements_of(catalog: Catalog, statements: list[str]) -> Iterator[None]:
+    """What is asked of the database while the block lasts."""
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(catalog.engine, "before_cursor_execute", note)
+    yield
+    event.remove(catalog.engine, "before_cursor_execute", note)
+
+
 class TestPrompts:
     def test_they_are_numbered(
         self, pod_ledger: CatalogPodLedger, catalog: Catalog, runner: RunnerProcess, pod: PodRef
@@ -168,20 +183,39 @@ class TestPrompts:
         assert pod_ledger.begin(runner, pod.key, SHIM).prompts == ["hello", "also this"]
         pod_ledger.started(runner, pod.key, SHIM)
         assert pod_ledger.add_prompt(pod, "and that") == 3
-        assert pod_ledger.prompts(runner, pod.key, 2) == [(3, "and that")]
-        assert pod_ledger.prompts(runner, pod.key, 3) == []
+        assert pod_ledger.news(runner, {pod.key: 2}) == News(prompts={pod.key: [(3, "and that")]})
+        assert pod_ledger.news(runner, {pod.key: 3}) == News()
 
     def test_what_was_had_is_noted(
         self, pod_ledger: CatalogPodLedger, catalog: Catalog, runner: RunnerProcess, running: PodRef
     ) -> None:
         """Who asks for what comes after a prompt has had that prompt."""
         prompt(catalog, running, "more")
-        pod_ledger.prompts(runner, running.key, 1)
+        pod_ledger.news(runner, {running.key: 1})
         first, second = prompts_of(catalog, running)
         assert first.taken_at is not None
         assert second.taken_at is None
-        pod_ledger.prompts(runner, running.key, 1)
+        pod_ledger.news(runner, {running.key: 1})
         assert prompts_of(catalog, running)[0].taken_at == first.taken_at
+
+    def test_a_runner_asks_for_all_of_its_pods_at_once(
+        self, pod_ledger: CatalogPodLedger, catalog: Catalog, runner: RunnerProcess, organization: str
+    ) -> None:
+        """However many pods are asked about, it takes as many statements; each is told what comes after its own number."""
+        refs = [add_pod(catalog, organization, runner.runner_id, initial_prompt="hello") for _ in range(5)]
+        for ref in refs:
+            prompt(catalog, ref, "more")
+        terminate(catalog, refs[0])
+        after = {ref.key: number for number, ref in enumerate(refs)} | {refs[4].key: 0}
+        statements: list[str] = []
+        pod_ledger.news(runner, after)
+        with statements_of(catalog, statements):
+            said = pod_ledger.news(runner, after)
+        assert said.end == {refs[0].key}
+        assert said.prompts == {refs[1].key: [(2, "more")], refs[4].key: [(1, "hello"), (2, "more")]}
+        assert sum("SELECT" in each for each in statements) == 3
+        assert not any("UPDATE" in each for each in statements)
+        assert [row.taken_at is None for row in prompts_of(catalog, refs[2])] == [False, False]
 
     def test_an_ended_pod_takes_none(
         self, pod_ledger: CatalogPodLedger, catalog: Catalog, runner: RunnerProcess, pod: PodRef
@@ -190,6 +224,5 @@ class TestPrompts:
         terminate(catalog, pod)
         with pytest.raises(RefusedError):
             prompt(catalog, pod, "hello?")
-        with pytest.raises(OperationOverError):
-            pod_ledger.prompts(runner, pod.key, 1)
+        assert pod_ledger.news(runner, {pod.key: 0}) == News(end={pod.key})
         assert len(prompts_of(catalog, pod)) == 1

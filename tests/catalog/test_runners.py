@@ -13,7 +13,7 @@ from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Organization
 from kiln.errors import InvalidRequestError, NotFoundError, RefusedError
 from kiln.models import PodSpec
-from kiln.ports.pods import RunnerProcess
+from kiln.ports.pods import News, RunnerProcess
 from support.pod_rows import (
     add_pod,
     add_runner,
@@ -142,7 +142,7 @@ class TestProcess:
         for speak in (
             lambda: pod_ledger.beat(earlier, [key]),
             lambda: pod_ledger.begin(earlier, key, "shim"),
-            lambda: pod_ledger.prompts(earlier, key, 0),
+            lambda: pod_ledger.news(earlier, {key: 0}),
         ):
             with pytest.raises(RefusedError):
                 speak()
@@ -169,6 +169,7 @@ class TestProcess:
                 pod_ledger.locate(process, key)
         said = pod_ledger.beat(mine, [ref.key, "pod-unknown"])
         assert (said.end, said.remove) == ({ref.key, "pod-unknown"}, frozenset())
+        assert pod_ledger.news(mine, {ref.key: 0, "pod-unknown": 0}) == News(end={ref.key, "pod-unknown"})
 
 
 class TestRepositories:

@@ -1,5 +1,6 @@
 """`kiln up` as a user runs it: one real process, with Temporal, a simulated EC2, a worker and the API below it."""
 
+import json
 import os
 import signal
 import stat
@@ -31,6 +32,17 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilnUp]:
 
 def get(up: KilnUp, path: str) -> httpx.Response:
     return httpx.get(up.api_url + path, headers={"X-API-Key": up.api_key}, trust_env=False, timeout=10)
+
+
+def runner_pid(up: KilnUp) -> int:
+    """The process of the runner `local`."""
+    (pid,) = [pid for pid in up.processes() if b"--runner-name" in read_proc(pid, "cmdline").split(b"\0")]
+    return pid
+
+
+def _module(pid: int) -> bytes:
+    """What a process runs as `python -P -m MODULE`."""
+    return b"".join(read_proc(pid, "cmdline").split(b"\0")[3:4])
 
 
 def test_up_prints_where_everything_is(up: KilnUp) -> None:
@@ -81,6 +93,27 @@ def test_no_part_sees_what_is_not_its_own(up: KilnUp) -> None:
     assert seen == {b"worker", b"api"}
 
 
+def test_the_runner_sees_nothing_but_its_own(up: KilnUp) -> None:
+    """Neither a key nor where the catalog is, and nothing of AWS's; its token is in the home, with mode 0600."""
+    seen = read_proc(runner_pid(up), "environ")
+    token = up.home / "runner-token"
+    assert f"KILN_RUNNER_TOKEN={token.read_text().strip()}".encode() in seen.split(b"\0")
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    for secret in ((up.home / "secret-key").read_bytes().strip(), up.api_key.encode(), b"AWS_", b"CATALOG"):
+        assert secret not in seen
+
+
+def test_the_runner_local_is_online(up: KilnUp) -> None:
+    """`kiln up` says where it is; it allows custom commands, and pods can be sent to it by its name."""
+    assert up.line("^  Runner ").endswith(f"local, 4 pods at once in {up.runner_dir}")
+    runner = get(up, "/api/v1/ext/orgs/default/runners/local").json()["runner"]
+    assert (runner["name"], runner["status"], runner["current_pods"]) == ("local", "online", 0)
+    listed = json.loads(run_kiln(up.home, "runners", "list", "--json").stdout)["runners"]
+    assert [(row["name"], row["status"], row["allows_custom_commands"]) for row in listed] == [
+        ("local", "online", True)
+    ]
+
+
 def test_a_second_stack_on_the_same_home_is_refused(up: KilnUp) -> None:
     """The first one is not disturbed."""
     answer = run_kiln(up.home, "up")
@@ -91,7 +124,7 @@ def test_a_second_stack_on_the_same_home_is_refused(up: KilnUp) -> None:
 
 def test_a_killed_part_is_started_again(up: KilnUp) -> None:
     """Its death is said with the place of its log; soon everything is ready again."""
-    worker = next(pid for pid in up.processes() if b"worker" in read_proc(pid, "cmdline").split(b"\0"))
+    worker = next(pid for pid in up.processes() if _module(pid) == b"worker" and pid != runner_pid(up))
     os.kill(worker, signal.SIGKILL)
     assert str(up.home / "logs" / "worker.log") in up.line(
         "^worker was killed by SIGKILL; .*starting it again in 0.5 s"

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +55,12 @@ class DevTemporal:
 
 
 @contextmanager
-def running_temporal() -> Iterator[DevTemporal]:
-    """A dev server with Kiln's search attributes, on a free loopback port until the block's end."""
+def running_temporal(**dynamic_config: str) -> Iterator[DevTemporal]:
+    """A dev server with Kiln's search attributes, on a free loopback port until the block's end. `dynamic_config` has the
+    server's own names, with `__` for a dot."""
     loop = BackgroundLoop()
     try:
-        environment = loop.run(_start())
+        environment = loop.run(_start(dynamic_config))
         try:
             yield DevTemporal(loop, environment.client)
         finally:
@@ -68,10 +69,12 @@ def running_temporal() -> Iterator[DevTemporal]:
         loop.close()
 
 
-async def _start() -> WorkflowEnvironment:
+async def _start(dynamic_config: Mapping[str, str]) -> WorkflowEnvironment:
+    values = [f"{name.replace('__', '.')}={value}" for name, value in dynamic_config.items()]
     return await WorkflowEnvironment.start_local(
         dev_server_existing_path=str(Path(sys.executable).with_name("temporal")),
         dev_server_log_level="error",
         data_converter=pydantic_data_converter,
         search_attributes=SEARCH_ATTRIBUTES,
+        dev_server_extra_args=[word for value in values for word in ("--dynamic-config-value", value)],
     )

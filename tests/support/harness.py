@@ -29,6 +29,8 @@ from activities.interceptor import ErrorInterceptor
 from activities.machine_house import MachineHouse
 from activities.packer import PackerActivities
 from activities.packer_attempt import PackerParts, PackerTerms
+from activities.pod_house import PodHouse
+from activities.pod_record import PodRecord
 from activities.record import RecordActivities
 from activities.verify import VerifyActivities
 from kiln.adapters.log_book import StoreLogBook
@@ -36,6 +38,7 @@ from kiln.adapters.logs import LogStore
 from kiln.catalog import images
 from kiln.catalog.ledger import CatalogLedger
 from kiln.catalog.machine_ledger import CatalogMachineLedger
+from kiln.catalog.pod_ledger import CatalogPodLedger
 from kiln.catalog.session import Catalog
 from kiln.catalog.tables import Build, Image
 from kiln.errors import UnavailableError
@@ -45,6 +48,7 @@ from kiln.ports import LogLine
 from kiln.sealing import Sealer
 from support.fake_machines import FakeMachines
 from support.fakes import FakeCloud, FakePackerKit, FakeToolbox
+from support.pod_rows import POD_LEASE
 from support.rows import REGION, add_build, add_organization, build_row, ref
 from support.time_skipping import TimeSkipping
 from workflows.build_image import BuildImageWorkflow
@@ -130,6 +134,7 @@ class Harness:
         )
         self.ledger = CatalogLedger(catalog, self.sealer, claim)
         self.machine_ledger = CatalogMachineLedger(catalog)
+        self.pod_ledger = CatalogPodLedger(catalog, self.sealer, POD_LEASE)
         self.organization = add_organization(catalog)
         self.cloud = FakeCloud(self.ledger.installation)
         self.machines = FakeMachines(self.cloud)
@@ -315,6 +320,7 @@ class Harness:
             *(record.claim, record.note_cancel, record.record_end, verify.publish, cleanup.clean_up, deletion.delete),
             *(house.find_lost_builds, house.observe_images, house.sweep),
             *self._machine_house(),
+            *self._pods(),
         ]
 
     def machine_house(self, grace: timedelta = timedelta(0)) -> MachineHouse:
@@ -330,6 +336,13 @@ class Harness:
     def _machine_house(self) -> list[Callable[..., Any]]:
         house = self.machine_house()
         return [house.observe, house.find_lost_operations, house.end_retired, house.sweep]
+
+    def pod_house(self) -> PodHouse:
+        return PodHouse(self.pod_ledger, self.logs, self.client)
+
+    def _pods(self) -> list[Callable[..., Any]]:
+        pods = PodRecord(self.pod_ledger, self.logs)
+        return [pods.claim, pods.prompt, pods.terminate, pods.record_end, self.pod_house().look_after]
 
     @asynccontextmanager
     async def builder(self, name: str = "worker-1") -> AsyncIterator[Worker]:

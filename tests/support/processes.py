@@ -9,9 +9,9 @@ MARK = "KILN_TEST_MARK"
 POLL_SECONDS = 0.01
 
 
-def marked(mark: str) -> set[int]:
+def marked(mark: str, name: str = MARK) -> set[int]:
     """The processes whose environment carries the mark, less those that are dead and only unreaped."""
-    wanted = f"{MARK}={mark}".encode()
+    wanted = f"{name}={mark}".encode()
     return {pid for pid in _pids() if wanted in read_proc(pid, "environ").split(b"\0")}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from temporalio.client import Client
 
-from cli.local_stack import ALL_PARTS, LocalStack
+from cli.local_stack import BUILD_PARTS, LocalStack
 from kiln.settings import Settings
 from support.ec2_proxy import Ec2Proxy
 from support.moto import Account, MotoServer, running_moto
@@ -147,4 +147,4 @@ def _stack(home: Path, proxy: Ec2Proxy, settings: Mapping[str, object]) -> Local
         ec2_endpoint=proxy.url,
         **{**FAST, **settings},  # type: ignore[arg-type]
     )
-    return LocalStack(chosen, parts=ALL_PARTS, workers=WORKERS, auto_restart=False, embedded=True)
+    return LocalStack(chosen, parts=BUILD_PARTS, workers=WORKERS, auto_restart=False, embedded=True)

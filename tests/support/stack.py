@@ -25,6 +25,7 @@ STOP_SECONDS = 30.0
 LOG_TAIL_CHARACTERS = 4000
 PORTS = ("KILN_API_PORT", "KILN_TEMPORAL_PORT", "KILN_TEMPORAL_UI_PORT", "KILN_EC2_PORT")
 REGISTRY_PORT = "KILN_REGISTRY_PORT"
+RUNNER_DIR = "KILN_RUNNER_DIR"
 # Whatever takes a test's time in production waits less here.
 QUICK = {"KILN_HOUSE_SECONDS": "1", "KILN_HEARTBEAT_TIMEOUT_SECONDS": "3", "KILN_CANCEL_GRACE_SECONDS": "10"}
 FOREIGN = ("KILN_", "TEMPORAL_", "AWS_")
@@ -78,12 +79,12 @@ def kiln_environment(home: Path, **env: str) -> dict[str, str]:
     return {**clean, **ours, "KILN_CONTAINERS": "false", **env}
 
 
-def run_kiln(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs `kiln` to its end."""
+def run_kiln(home: Path, *arguments: str, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs `kiln` to its end; `given` is its standard input."""
     return subprocess.run(
         [sys.executable, "-m", "cli.main", *arguments],
         env=kiln_environment(home, **env),
-        stdin=subprocess.DEVNULL,
+        input=given,
         capture_output=True,
         text=True,
         timeout=120,
@@ -100,7 +101,9 @@ class KilnUp:
     def __init__(self, home: Path, *, containers: bool = False, **env: str) -> None:
         self.home = home
         self.mark = uuid.uuid4().hex
-        places = _places(containers=containers)
+        # Its parent is closed to others than this user: a test whose agents are other users names a place of its own.
+        self.runner_dir = env.get(RUNNER_DIR, str(home / "runner"))
+        places = _places(containers=containers) | {RUNNER_DIR: self.runner_dir}
         self.ports = {name: int(port) for name, port in places.items() if name.endswith("_PORT")}
         self._env = kiln_environment(home, **{**QUICK, **places, MARK: self.mark, **env})
         self.lines: list[str] = []
@@ -169,8 +172,8 @@ class KilnUp:
         return found[0]
 
     def processes(self) -> set[int]:
-        """What it started and still runs, itself included."""
-        return marked(self.mark)
+        """What it started and still runs, itself included. The runner inherits nothing, but has its own folder."""
+        return marked(self.mark) | marked(self.runner_dir, RUNNER_DIR)
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from kiln.catalog.session import Catalog
 from support.container_harness import ContainerHarness
+from support.dev_temporal import DevTemporal, running_temporal
 from support.harness import Harness, copied_catalog, register_search_attributes
 from support.machine_harness import MachineHarness
+from support.pod_harness import PodHarness
 from support.troubled_registry import RegistrySite, registry_site
 from workflows.start import SEARCH_ATTRIBUTES
 
@@ -78,6 +81,23 @@ def container_kiln(
     catalog = copied_catalog(migrated_file, tmp_path)
     harness = ContainerHarness(environment.client, catalog, tmp_path, site, skips_time=True)
     yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="module")
+def pod_temporal() -> Iterator[DevTemporal]:
+    """A server for the pods of one file, to which a history is long soon: Temporal's own limit is 4096 events."""
+    with running_temporal(limit__historyCount__suggestContinueAsNew="60") as temporal:
+        yield temporal
+
+
+@pytest_asyncio.fixture
+async def pod_kiln(pod_temporal: DevTemporal, migrated_file: Path, tmp_path: Path) -> AsyncIterator[PodHarness]:
+    """A Kiln for pods, with a runner."""
+    client = await Client.connect(f"127.0.0.1:{pod_temporal.port}", data_converter=pydantic_data_converter)
+    harness = PodHarness(client, copied_catalog(migrated_file, tmp_path), tmp_path, skips_time=False)
+    yield harness
+    await harness.leave()
     harness.close()
 
 

@@ -32,6 +32,8 @@ from support.fakes import PackerRun, bakes, hangs  # noqa: E402
 from support.harness import Harness  # noqa: E402
 from support.histories import SECRET  # noqa: E402
 from support.machine_harness import MachineHarness  # noqa: E402
+from support.pod_harness import PodHarness  # noqa: E402
+from support.pod_scenarios import POD_SCENARIOS  # noqa: E402
 from support.rows import make_older  # noqa: E402
 from support.troubled_registry import registry_site  # noqa: E402
 from workflows.start import SEARCH_ATTRIBUTES, start_deletion, start_house_keeping  # noqa: E402
@@ -41,6 +43,8 @@ ContainerScenario = Callable[[ContainerHarness], Awaitable[WorkflowHistory]]
 MachineScenario = Callable[[MachineHarness], Awaitable[WorkflowHistory]]
 # Long enough ago for the house-keeping to ask where a build is.
 LONG_AGO = timedelta(minutes=1)
+# Of events, at which the server suggests to continue as new.
+LONG_HISTORY = 60
 
 
 async def bakes_and_tells(run: PackerRun) -> int:
@@ -343,13 +347,14 @@ MACHINE_SCENARIOS: dict[str, MachineScenario] = {
 
 async def main(names: list[str]) -> None:
     program = str(Path(sys.executable).with_name("temporal"))
-    known = {*SCENARIOS, *CONTAINER_SCENARIOS, *MACHINE_SCENARIOS}
+    known = {*SCENARIOS, *CONTAINER_SCENARIOS, *MACHINE_SCENARIOS, *POD_SCENARIOS}
     async with await WorkflowEnvironment.start_local(
         dev_server_existing_path=program,
         dev_server_log_level="error",
         data_converter=pydantic_data_converter,
         search_attributes=SEARCH_ATTRIBUTES,
         identity="recorder",
+        dev_server_extra_args=["--dynamic-config-value", f"limit.historyCount.suggestContinueAsNew={LONG_HISTORY}"],
     ) as environment:
         for name in names or sorted(known - set(histories.names())):
             history = await recorded(name, environment.client)
@@ -371,6 +376,12 @@ async def recorded(name: str, client: Client) -> WorkflowHistory:
             machines = MachineHarness(client, catalog, folder, skips_time=False)
             stack.callback(machines.close)
             return await MACHINE_SCENARIOS[name](machines)
+        if name in POD_SCENARIOS:
+            pods = PodHarness(client, catalog, folder, skips_time=False)
+            stack.callback(pods.close)
+            history = await POD_SCENARIOS[name](pods)
+            await pods.leave()
+            return history
         containers = ContainerHarness(
             client, catalog, folder, stack.enter_context(registry_site(folder)), skips_time=False
         )

@@ -15,6 +15,7 @@ from workflows.runner import WORKFLOWS, workflow_runner
 SUCCEEDED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED
 FAILED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED
 CANCELLED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED
+CONTINUED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW
 CANCEL_REQUESTED = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED
 ENDS = {
     "success": SUCCEEDED,
@@ -37,6 +38,13 @@ ENDS = {
     "power_failure": FAILED,
     "power_cancel": CANCELLED,
     "snapshot": SUCCEEDED,
+    "pod_success": SUCCEEDED,
+    "pod_failure": FAILED,
+    "pod_not_mine": SUCCEEDED,
+    "pod_cancel": CANCELLED,
+    "pod_cancel_at_claim": CANCELLED,
+    "pod_cancel_in_the_queue": CANCELLED,
+    "pod_continued": CONTINUED,
 }
 
 
@@ -61,6 +69,8 @@ async def test_a_recorded_history_replays(name: str) -> None:
         ("power_failure", "power-machine"),
         ("snapshot", "snapshot-machine"),
         ("keep_house_machines", "find-lost-operations"),
+        *(("pod_cancel", step) for step in ("claim-pod", "prompt-pod", "run-pod", "terminate-pod", "record-pod-end")),
+        ("keep_house_pods", "look-after-pods"),
     ],
 )
 async def test_another_history_does_not(name: str, step: str) -> None:
@@ -121,6 +131,11 @@ def test_a_recorded_round_looked_after_machines() -> None:
     text = histories.texts(histories.load("keep_house_machines"))
     assert '"released":1' in text
     assert all(step in text for step in ("observe-machines", "end-retired-instances", "sweep-machines"))
+
+
+def test_a_recorded_round_looked_after_pods() -> None:
+    """The recorded house-keeping failed a pod, gave one back and settled one."""
+    assert '"lapsed":1,"released":1,"settled":1' in histories.texts(histories.load("keep_house_pods"))
 
 
 class TestSecrets:
