@@ -126,6 +126,8 @@ def main() -> int:
     try:
         settings = load_settings()
         roles = _roles(told, settings)
+        # A line a request would drown what the worker itself has to say.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
         asyncio.run(_main(settings, roles, told.runner_name))
     except KilnError as error:

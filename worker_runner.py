@@ -66,6 +66,8 @@ async def run_runner(settings: Settings, name: str | None, stopping: asyncio.Eve
     """Serves as the runner of KILN_RUNNER_TOKEN until `stopping` is set; its agents live on. Raises KilnError."""
     if not settings.runner_token:
         raise SettingsError("KILN_RUNNER_TOKEN: the role runner needs a runner's token (kiln runners create NAME)")
+    # It would tell of each call, of which there are many a second.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     with _own_directory(settings.pods_dir):
         host = _host(settings)
         report = await asyncio.to_thread(_report, settings, host)

@@ -46,6 +46,7 @@ class PodKeeper:
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._results: dict[str, PodResult] = {}
         self._changed = asyncio.Event()
+        self._to_be_removed = asyncio.Event()
         self._is_heard = True
 
     async def serve(self) -> None:
@@ -122,6 +123,8 @@ class PodKeeper:
             self._parts.gate.leave(run.key)
             del self._kept[run.key]
             self._changed.set()
+            if run.is_ending:
+                self._to_be_removed.set()
 
     def _keep_result(self, key: str, result: PodResult) -> None:
         self._results[key] = result
@@ -140,7 +143,14 @@ class PodKeeper:
                 if self._is_heard:
                     log.warning("%s; trying again until it does", error)
                 self._is_heard = False
-            await asyncio.sleep(max(0, asked_at + self._beat_seconds - time.monotonic()))
+            await self._pause(asked_at + self._beat_seconds)
+
+    async def _pause(self, until: float) -> None:
+        """Until then, or until there is something to hear of sooner: what is to go of a pod that was ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, until - time.monotonic())):
+                await self._to_be_removed.wait()
+        self._to_be_removed.clear()
 
     async def _beat(self, asked_at: float) -> None:
         there = self._parts.places.keys()

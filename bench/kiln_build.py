@@ -104,12 +104,12 @@ def api_client(stack: LocalStack) -> httpx.Client:
     )
 
 
-def wait(done: Callable[[], bool], problem: str) -> None:
+def wait(done: Callable[[], bool], problem: str, seconds: float = BUILD_SECONDS) -> None:
     """Returns once it is done. Raises MeasurementError with the problem if that takes too long."""
-    deadline = time.monotonic() + BUILD_SECONDS
+    deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
-            raise MeasurementError(f"{problem} within {BUILD_SECONDS:.0f} s")
+            raise MeasurementError(f"{problem} within {seconds:.0f} s")
         time.sleep(POLL_SECONDS)
 
 

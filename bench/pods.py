@@ -17,13 +17,13 @@ from bench.figures import Figure, MeasurementError, Result, Spread, percentile, 
 from bench.kiln_build import api_client, body_of, wait
 from bench.pacing import rounds
 from bench.place import running_stack
-from cli.local_stack import API, RUNNER, TEMPORAL, WORKER
+from cli.local_stack import API, EC2, RUNNER, TEMPORAL, WORKER
 from kiln.catalog.keys import DEFAULT_ORGANIZATION
 
 PODS = 200
 PLACES = 10
 ROUNDS = 3
-SECONDS = 120.0
+SECONDS = 180.0
 FIRST_LINES = 40
 FIRST_LINE_GOAL_MS = 300
 OPEN = "creating,running,orphaned"
@@ -34,7 +34,7 @@ def measure() -> Result:
     """One stack, one runner with ten places. Raises MeasurementError."""
     with _runner_folder() as folder:
         settings = {"runner_dir": folder, "runner_places": PLACES, "runner_custom_commands": True}
-        parts = (TEMPORAL, WORKER, API, RUNNER)
+        parts = (TEMPORAL, EC2, WORKER, API, RUNNER)
         with running_stack(parts=parts, workers=(("control",),), **settings) as stack, api_client(stack) as api:
             pods = Pods(api)
             first_lines = [pods.first_line_ms() for _ in range(FIRST_LINES)]
@@ -75,7 +75,7 @@ class Pods:
         began = time.perf_counter()
         for _ in range(count):
             self._create("true")
-        wait(lambda: self._count(OPEN) == 0, f"{count} pods do not end")
+        wait(lambda: self._count(OPEN) == 0, f"{count} pods do not end", SECONDS)
         return count / (time.perf_counter() - began)
 
     def failed(self) -> int:

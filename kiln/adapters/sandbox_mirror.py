@@ -6,19 +6,21 @@ the runner's user writes here and every agent may read. Nothing is ever pruned: 
 
 import base64
 import os
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from kiln.adapters.sandbox_files import make_passable
-from kiln.adapters.sandbox_steps import TIMED_OUT, Done, Step, file_lock, run
+from kiln.adapters.sandbox_steps import TIMED_OUT, Done, Step, file_lock, run, whole
 from kiln.errors import OperationFailedError
 from kiln.ports.pods import GitSource
 from kiln.redact import Redactor
 
 LOCAL_SECONDS = 120.0
 NETWORK_SECONDS = 600.0
+STALE_SECONDS = 10.0
 REFS_BYTES = 64 * 1024 * 1024
 TOKEN_USER = "x-access-token"  # noqa: S105  a user name
 TRACKED = "+refs/heads/*:refs/remotes/origin/*"
@@ -74,6 +76,7 @@ class Mirror:
         """Makes it what the origin is now. Raises OperationFailedError if that cannot be reached."""
         if not (self.path / "config").exists():
             await self._create()
+        await whole(_drop_stale_locks, self.path)
         done = await self._git("fetch", "--quiet", "--prune", "--", self._source.url, TRACKED, TAGS, network=True)
         if done.code:
             raise OperationFailedError(f"the repository cannot be fetched: {self.reason(done)}")
@@ -136,6 +139,15 @@ class Mirror:
         argv = ["git", "--git-dir", str(self.path), *arguments]
         seconds = NETWORK_SECONDS if network else LOCAL_SECONDS
         return await run(Step(argv, environment, self.path, seconds, most_bytes=REFS_BYTES))
+
+
+def _drop_stale_locks(repository: Path) -> None:
+    """Locks of a git that was killed with its worker. A living one holds a reference's for moments only."""
+    paths = [*repository.glob("*.lock"), *repository.glob("refs/**/*.lock")]
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def secrets_of(source: GitSource) -> list[str]:

@@ -118,9 +118,22 @@ async def whole(work: Callable[..., T], *arguments: object) -> T:
 
 async def end_all(user: PodUser) -> None:
     """Kills each process of a pod's own user."""
-    if user.uid is not None:
+    if user.uid is not None and await asyncio.to_thread(_has_processes, user.uid):
         killer = await asyncio.create_subprocess_exec(*user.prefix, env={}, cwd="/")
         await killer.wait()
+
+
+def _has_processes(uid: int) -> bool:
+    """Twice the same look: what forks and dies all the time may be missed once."""
+    return any(_is_of(entry.name, uid) for _ in range(2) for entry in os.scandir("/proc") if entry.name.isdigit())
+
+
+def _is_of(pid: str, uid: int) -> bool:
+    """By its status: the owner of its files in /proc is what the process chose (PR_SET_DUMPABLE)."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        return str(uid) in status.partition("\nUid:")[2].partition("\n")[0].split()
+    return False
 
 
 async def _end(process: asyncio.subprocess.Process, user: PodUser) -> None:

@@ -1,13 +1,16 @@
 """Worktrees as sandboxes: what an agent finds, and that none of its work is lost."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kiln.errors import OperationFailedError
 from kiln.ports.pods import GitSource, PodOrder
+from support.git_server import serving
 from support.pod_rig import runner_folder
 from support.processes import read_proc, soon, state_of
 from support.sandboxes import AS_ROOT, Origin, Sandboxed, git
@@ -168,6 +171,30 @@ async def test_credential_is_on_no_disk(host: Sandboxed, origin: Origin):
     assert "t0ken" not in "\n".join(lines)
     found = await asyncio.create_subprocess_exec("grep", "-r", "-l", "t0ken", str(host.root), stdout=-1)
     assert (await found.communicate())[0] == b""
+
+
+async def test_repository_with_a_password(host: Sandboxed, origin: Origin):
+    """Over HTTP the runner reads and writes with the repository's credential, and the agent cannot."""
+    with serving(host.root, CREDENTIAL) as url:
+        source = origin.source(url=f"{url}/origin", credential=CREDENTIAL)
+        script = "echo 1 > one; GIT_TERMINAL_PROMPT=0 git fetch -q 2>&1 | head -1; git remote get-url origin"
+        lines = await finish(host, host.order(KEY, script, source=source))
+        with pytest.raises(OperationFailedError, match="could not read Username"):
+            await host.sandboxes.prepare(host.order(OTHER, "", source=replace(source, credential="")), host.say)
+    assert lines[0].startswith("fatal: could not read Username")
+    assert lines[1] == f"{url}/origin"
+    assert git(origin.path, "show", f"kiln/{KEY}:one") == "1"
+
+
+async def test_locks_of_a_killed_runner(host: Sandboxed, origin: Origin):
+    """What a git of the runner's that was killed has locked does not stop the next fetch."""
+    await host.run(host.order(KEY, "", source=origin.source()))
+    await asyncio.to_thread(origin.commit, "main", "late", "late\n")
+    lock = host.root / "repositories" / "7.git" / "refs" / "remotes" / "origin" / "main.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    os.utime(lock, (0, 0))
+    assert await host.run(host.order(OTHER, "cat late", source=origin.source())) == ["late"]
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root can give agents users of their own")

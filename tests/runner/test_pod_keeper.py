@@ -153,7 +153,7 @@ async def test_cancel_of_the_activity(rig: RunnerRig, mark: str):
     assert done["error"] == "terminated"
 
 
-@pytest.mark.parametrize("why", ["worker_shutdown", "timed_out", "not_found"])
+@pytest.mark.parametrize("why", ["worker_shutdown", "not_found"])
 async def test_lost_activity(rig: RunnerRig, mark: str, why: str):
     """An attempt that Temporal or the worker ends leaves the agent alone, and the next attempt joins it."""
     ref = rig.pod(LISTENING)
