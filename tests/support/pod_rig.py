@@ -107,11 +107,11 @@ class PodRig:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def workflow_status(self, key: str) -> str:
-        """The status of the pod's last run, as Temporal's API names it."""
+    def workflow(self, key: str) -> tuple[str, str]:
+        """The id and the status of the pod's last run, as Temporal's API names them."""
         shown = json.loads(self.temporal_cli("workflow", "describe", "-w", key, "--output", "json"))
-        status: str = shown["workflowExecutionInfo"]["status"]
-        return status
+        info = shown["workflowExecutionInfo"]
+        return info["execution"]["runId"], info["status"]
 
     def sandbox(self, key: str) -> Path:
         return self.folder / "pods" / key
