@@ -70,13 +70,11 @@ async def run_runner(settings: Settings, name: str | None, stopping: asyncio.Eve
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with _own_directory(settings.pods_dir):
         host = _host(settings)
-        report = await asyncio.to_thread(_report, settings, host)
+        report = await asyncio.to_thread(_report, settings, host, name)
         async with _api(settings, report.incarnation) as api:
             known = await until_it_answers(lambda: api.register(report), stopping)
             if known is None:
                 return
-            if name not in (None, known.name):
-                raise SettingsError(f"KILN_RUNNER_TOKEN belongs to the runner {known.name}, not to {name}")
             await _sweep(host)
             keeper = _keeper(settings, host, api, known)
             async with beside(keeper.serve()):
@@ -206,7 +204,7 @@ async def _sweep(host: Host) -> None:
         log.info("no containers: %s", error)
 
 
-def _report(settings: Settings, host: Host) -> HostReport:
+def _report(settings: Settings, host: Host, runner_name: str | None) -> HostReport:
     return HostReport(
         name=socket.gethostname(),
         incarnation=str(uuid.uuid4()),
@@ -215,6 +213,7 @@ def _report(settings: Settings, host: Host) -> HostReport:
         available_agents=available_agents(),
         limits=sorted({*host.shims.limits(), *host.sandboxes.limits()}),
         host_info=_host_info(),
+        runner_name=runner_name,
     )
 
 

@@ -34,7 +34,7 @@ from api.runner_models import (
 )
 from kiln.catalog import runners
 from kiln.catalog.tables import Organization
-from kiln.errors import NotFoundError
+from kiln.errors import InvalidRequestError, NotFoundError
 from kiln.pod_orders import write_order
 from kiln.ports.pods import News, PodOrder, RunnerProcess
 from kiln.references import repository_at
@@ -106,6 +106,9 @@ def _body(model: type[Said]) -> dict[str, Any]:
 async def register(request: Request, parts: P, runner: Runner) -> dict[str, Any]:
     """What an earlier process of this runner says is refused from now on."""
     said = await _said(request, parts, RegisterBody)
+    if said.runner_name not in (None, runner.name):
+        # Before anything else: the process that is registered goes on.
+        raise InvalidRequestError("runner_name", f"KILN_RUNNER_TOKEN belongs to the runner {runner.name}")
     await run_in_threadpool(parts.pods.register, runner.id, said.report())
     return {
         "runner_id": runner.id,

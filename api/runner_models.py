@@ -57,6 +57,7 @@ class RegisterBody(Said):
     available_agents: Annotated[list[ShortText], Field(max_length=100, examples=[["claude-code"]])] = []
     limits: Annotated[list[ShortText], Field(max_length=100, description="what the host can enforce")] = []
     host_info: Annotated[dict[ShortText, LongText], Field(max_length=100)] = {}
+    runner_name: Annotated[ShortText | None, Field(description="the runner that the token must be of")] = None
 
     def report(self) -> HostReport:
         return HostReport(**self.model_dump())

@@ -88,6 +88,7 @@ class HttpRunnerApi:
             "available_agents": list(report.available_agents),
             "limits": list(report.limits),
             "host_info": dict(report.host_info),
+            "runner_name": report.runner_name,
         }
         answer = await self._object(self._beats, "register", said)
         with _understanding():

@@ -11,7 +11,8 @@ from kiln.models import PodRef, PodResult, PodSpec, PodStatus
 
 @dataclass(frozen=True)
 class HostReport:
-    """What a runner says of itself when it registers. `limits` are those of `PodLimits` that its host can enforce."""
+    """What a runner says of itself when it registers; `runner_name`, if its operator named the runner that it must be.
+    `limits` are those of `PodLimits` that its host can enforce."""
 
     name: str
     incarnation: str
@@ -20,6 +21,7 @@ class HostReport:
     available_agents: Sequence[str]
     limits: Sequence[str]
     host_info: Mapping[str, str]
+    runner_name: str | None = None
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def ending_builds(api: RunningApi) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_schemathesis_finds_nothing(tmp_path: Path, temporal: DevTemporal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated requests, sound and unsound ones and sequences of them, get no 5xx and no answer unknown to the schema."""
     monkeypatch.setattr(machine_images, "DELETE_PATIENCE", timedelta(seconds=0.2))

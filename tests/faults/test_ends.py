@@ -9,7 +9,7 @@ from support.moto import NOTHING, AccountState
 from support.processes import eventually
 from support.rig import BUILDERS, Rig, running_rig
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.long]
 
 
 def test_a_build_cancelled_while_its_instance_runs_leaves_nothing(rig: Rig, before: AccountState) -> None:

@@ -9,7 +9,7 @@ from support.moto import AccountState
 from support.processes import eventually
 from support.rig import Rig
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.long]
 
 
 def test_another_worker_takes_up_a_killed_workers_build(rig: Rig, before: AccountState) -> None:

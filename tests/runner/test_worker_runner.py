@@ -14,7 +14,8 @@ import pytest
 import worker
 from cli.parts import environment_of
 from kiln.catalog import runners
-from kiln.errors import RefusedError
+from kiln.catalog.pod_tables import Runner
+from kiln.errors import KilnError, RefusedError
 from kiln.models import PodRef
 from kiln.settings import PROJECT_ROOT, Settings, SettingsError
 from support.pod_rows import prompt
@@ -49,9 +50,17 @@ def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
 
 async def test_name_must_be_the_tokens(rig: RunnerRig):
-    """A runner whose token is another's says whose it is."""
-    with pytest.raises(SettingsError, match=f"belongs to the runner {rig.runner.name}, not to elsewhere"):
+    """A runner whose token is another's says whose it is, and does not push that one's process out."""
+    running = incarnation_of(rig)
+    with pytest.raises(KilnError, match=f"runner_name: KILN_RUNNER_TOKEN belongs to the runner {rig.runner.name}"):
         await run_runner(settings_of(rig), "elsewhere", asyncio.Event())
+    assert incarnation_of(rig) == running
+
+
+def incarnation_of(rig: RunnerRig) -> str | None:
+    """The process that is the runner's now."""
+    with rig.api.catalog.read() as session:
+        return session.get_one(Runner, rig.runner.id).incarnation
 
 
 async def test_disabled_token_ends_the_process(rig: RunnerRig, mark: str):
