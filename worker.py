@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from workflows.start import SEARCH_ATTRIBUTES
 
 # Beside what waits for EC2: leases, claims and logs, which must not queue behind it.
 SPARE_THREADS = 64
+# A pod's agent passes through the directories in which the runner writes of other pods.
+RUNNER_UMASK = 0o077
 
 log = logging.getLogger("kiln.worker")
 
@@ -115,6 +118,7 @@ async def _main(settings: Settings, roles: Sequence[str], runner_name: str | Non
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     if RUNNER in roles:
+        os.umask(RUNNER_UMASK)
         await run_runner(settings, runner_name, stopping)
     else:
         await run_worker(settings, roles, stopping)

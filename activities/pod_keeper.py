@@ -63,19 +63,21 @@ class PodKeeper:
         finally:
             self._group = None
 
-    async def run(self, ref: PodRef) -> PodResult:
-        """How the pod ended, which is run for it if need be. Raises WorkerStoppingError if this process does not see the
-        end. A cancel of the call leaves the pod as it is."""
+    async def run(self, ref: PodRef, *, ending: bool = False) -> PodResult:
+        """How the pod ended, which is run for it if need be; with `ending`, it is ended at once. Raises WorkerStoppingError
+        if this process does not see the end. A cancel of the call leaves the pod as it is."""
         while removal := self._removals.get(ref.key):
             await asyncio.wait({removal})
         result = self._results.get(ref.key) or self._parts.places.done(ref.key)
         if result is not None:
             return result
-        task = (self._kept.get(ref.key) or self._take_up(ref.key)).task
-        await asyncio.wait({task})
-        if task.cancelled() or task.exception() is not None:
+        kept = self._kept.get(ref.key) or self._take_up(ref.key)
+        if ending:
+            kept.run.terminate()
+        await asyncio.wait({kept.task})
+        if kept.task.cancelled() or kept.task.exception() is not None:
             raise WorkerStoppingError("the runner's process lets go of its pods")
-        return task.result()
+        return kept.task.result()
 
     def terminate(self, key: str) -> None:
         """Has the pod's agent end, if it is to be run here."""

@@ -94,6 +94,7 @@ class PodRun:
         self._changed = changed
         self._ending = asyncio.Event()
         self._begun_at = 0.0
+        self._begins = 0
 
     def terminate(self) -> None:
         """Has the run end soon, and the agent before it."""
@@ -131,6 +132,7 @@ class PodRun:
 
         async def ask() -> PodOrder:
             self._begun_at = time.monotonic()
+            self._begins += 1
             return await self._parts.api.begin(self.key, nonce)
 
         try:
@@ -142,7 +144,8 @@ class PodRun:
         limit = _seconds(order.spec.timeout_minutes)
         try:
             async with asyncio.timeout(limit) as patience:
-                if order.attempt > 1:
+                # Those of this process may have been answered in vain.
+                if order.attempt > self._begins:
                     await self._journal.say(MADE_ANEW)
                 return await self._parts.sandboxes.prepare(order, self._journal.say)
         except OSError as error:

@@ -24,8 +24,7 @@ class PodActivities:
                 return await self._keeper.run(ref)
             except asyncio.CancelledError:
                 if _is_asked_for():
-                    self._keeper.terminate(ref.key)
-                    await self._keeper.run(ref)
+                    await self._keeper.run(ref, ending=True)
                 raise
 
 

@@ -1,11 +1,12 @@
 """Ids in paths, and names in queries."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import Path
 from pydantic import AfterValidator, Field
+from pydantic.config import JsonDict
 
 from kiln.errors import InvalidRequestError
 
@@ -40,12 +41,14 @@ def ami_id_of(text: str) -> str:
     return text
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
+    """The text itself. Raises ValueError if it holds a NUL character."""
     # PostgreSQL keeps no such text, and refuses to compare with it.
     if "\0" in text:
         raise ValueError("must not hold a NUL character")
     return text
 
 
+WITHOUT_NUL_SCHEMA: Final[JsonDict] = {"pattern": r"^[^\u0000]*$"}
 # In queries
-Name = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
+Name = Annotated[str, AfterValidator(without_nul), Field(json_schema_extra=WITHOUT_NUL_SCHEMA)]

@@ -4,11 +4,20 @@ import json
 import re
 from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 from pydantic.config import JsonDict
 
 from api.errors import from_validation
-from api.ids import Name
+from api.ids import WITHOUT_NUL_SCHEMA, Name, without_nul
 from kiln.errors import InvalidRequestError
 from kiln.models import MAX_PROMPT_BYTES, AgentType, PodLimits, PodSpec, SandboxType
 from kiln.ports.pods import PodSecrets
@@ -24,10 +33,10 @@ IMAGE_LENGTH: Final = 1024
 MINUTES_LIMIT: Final = 365 * 24 * 60
 SECONDS_LIMIT: Final = MINUTES_LIMIT * 60
 NUMBER_LIMIT: Final = 2**31 - 1
-VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
+VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]{0,254}")
 # Kiln's own variables.
 RESERVED: Final = ("KILN_POD", "KILN_MAX_TURNS", "KILN_MCP_CONFIG")
-NOT_KILNS: Final = f"^(?!(?:{'|'.join(RESERVED)})$){VARIABLE.removeprefix('^')}"
+NOT_KILNS: Final = f"^(?!(?:{'|'.join(RESERVED)})$){VARIABLE.pattern}$"
 # What git takes for no branch's name: https://git-scm.com/docs/git-check-ref-format
 NO_BRANCH: Final = re.compile(
     r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|^[-/.]|[/.]$|\.lock(?:/|$)|^@$|^HEAD$",
@@ -53,10 +62,13 @@ def _string(text: str) -> str:
     return text
 
 
-def _variable(name: str) -> str:
-    if name in RESERVED:
-        raise ValueError("the name is Kiln's own")
-    return name
+def _names(variables: object) -> object:
+    """Comes before the values are looked at, and never repeats a name that is none: it may be a secret, mixed up."""
+    if isinstance(variables, dict) and not all(map(VARIABLE.fullmatch, variables)):
+        raise ValueError("a name has at most 255 letters, digits and underscores, and begins with no digit")
+    if isinstance(variables, dict) and (reserved := variables.keys() & RESERVED):
+        raise ValueError(f"the name {min(reserved)} is Kiln's own")
+    return variables
 
 
 def _together(strings: dict[str, str] | list[str]) -> Any:
@@ -88,11 +100,33 @@ Prompt = Annotated[
     AfterValidator(_not_blank),
     AfterValidator(_prompt),
 ]
-Short = Annotated[Name, Field(min_length=1, max_length=SHORT_LENGTH)]
-String = Annotated[Name, Field(max_length=STRING_BYTES), AfterValidator(_string)]
+# A length that comes after a validator would be said to count items.
+Short = Annotated[
+    str,
+    Field(min_length=1, max_length=SHORT_LENGTH, json_schema_extra=WITHOUT_NUL_SCHEMA),
+    AfterValidator(without_nul),
+]
+ImageName = Annotated[
+    str,
+    Field(min_length=1, max_length=IMAGE_LENGTH, json_schema_extra=WITHOUT_NUL_SCHEMA),
+    AfterValidator(without_nul),
+]
+Command = Annotated[
+    str,
+    Field(max_length=COMMAND_LENGTH, json_schema_extra=NOT_BLANK),
+    AfterValidator(without_nul),
+    AfterValidator(_not_blank),
+]
+String = Annotated[
+    str,
+    Field(json_schema_extra={**WITHOUT_NUL_SCHEMA, "maxLength": STRING_BYTES}),
+    AfterValidator(without_nul),
+    AfterValidator(_string),
+]
 Environment = Annotated[
-    dict[Annotated[Name, Field(pattern=VARIABLE), AfterValidator(_variable)], String],
+    dict[str, String],
     Field(max_length=STRINGS_COUNT, json_schema_extra={"propertyNames": {"pattern": NOT_KILNS}}),
+    BeforeValidator(_names),
     AfterValidator(_together),
 ]
 Arguments = Annotated[list[String], Field(max_length=STRINGS_COUNT), AfterValidator(_together)]
@@ -126,19 +160,23 @@ class CreatePod(PodRequest):
         }
     )
 
-    runner_id: Annotated[Name, Field(min_length=1)] = Field(examples=["local"], description="its id or its name")
+    runner_id: Annotated[Name, Field(json_schema_extra=NOT_BLANK), AfterValidator(_not_blank)] = Field(
+        examples=["local"], description="its id or its name"
+    )
     agent_type_id: AgentType | None = Field(None, description=f"{AgentType.CLAUDE_CODE} unless it is sent")
     initial_prompt: Prompt | None = Field(None, description="given to the agent at its start")
     repository_id: StrictInt | None = Field(None, description="a repository of the organization", examples=[1])
     branch: Annotated[Short, AfterValidator(_branch)] | None = Field(
-        None, description="to work on: the repository's own unless it is sent", examples=["main"]
+        None,
+        description="to work on: the repository's own unless it is sent; without a repository only kept and shown",
+        examples=["main"],
     )
     ticket_slug: Short | None = Field(None, description="kept and shown", examples=["AM-42"])
     channel_id: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = Field(None, description="kept and shown")
     sandbox_type: SandboxType | None = Field(
         None, description="worktree where a repository is named, container where an image is, else tempdir"
     )
-    image: Annotated[Name, Field(min_length=1, max_length=IMAGE_LENGTH)] | None = Field(
+    image: ImageName | None = Field(
         None,
         description="of a container: a name with or without its tag, a digest, or a build's id",
         examples=["app:v1"],
@@ -146,10 +184,9 @@ class CreatePod(PodRequest):
     environment_variables: Environment | None = Field(
         None, repr=False, description="for the agent only; never shown again"
     )
-    custom_agent_command: (
-        Annotated[Name, Field(max_length=COMMAND_LENGTH, json_schema_extra=NOT_BLANK), AfterValidator(_not_blank)]
-        | None
-    ) = Field(None, description="a program to run instead of the agent's own, where the runner allows it")
+    custom_agent_command: Command | None = Field(
+        None, description="a program to run instead of the agent's own, where the runner allows it"
+    )
     custom_agent_args: Arguments | None = Field(None, repr=False, description="its arguments; never shown again")
     custom_mcp_config: Annotated[dict[str, Any], AfterValidator(_mcp_config)] | None = Field(
         None, repr=False, description="the agent's MCP configuration; never shown again"
@@ -191,7 +228,7 @@ class CreatePod(PodRequest):
             environment_names=tuple(sorted(self.environment_variables or {})),
             custom_command=self.custom_agent_command,
             auto_close=self.auto_close or False,
-            auto_close_delay_seconds=self.auto_close_delay_seconds or 0,
+            auto_close_delay_seconds=self.auto_close_delay_seconds,
             timeout_minutes=self.pod_timeout_minutes,
             max_turns=self.max_turns,
             limits=PodLimits(**limits.model_dump()),
@@ -199,8 +236,6 @@ class CreatePod(PodRequest):
 
     def checked(self) -> Self:
         """The request itself, if its fields go together. Raises InvalidRequestError."""
-        if self.branch is not None and self.repository_id is None:
-            raise InvalidRequestError("branch", "needs a repository_id")
         if self.custom_agent_args is not None and self.custom_agent_command is None:
             raise InvalidRequestError("custom_agent_args", "needs a custom_agent_command")
         self._check_sandbox()

@@ -88,7 +88,6 @@ class Message(BaseModel):
 def pod_body(known: KnownPod) -> dict[str, Any]:
     """P. A pod's secrets are not among it, nor the names of its variables."""
     row, spec = known.pod, PodSpec.model_validate(known.pod.spec)
-    closes = spec.auto_close or spec.auto_close_delay_seconds
     return {
         "key": row.key,
         "status": known.status.value,
@@ -101,7 +100,7 @@ def pod_body(known: KnownPod) -> dict[str, Any]:
         "channel_id": spec.channel_id,
         "sandbox_type": spec.sandbox_type.value,
         "auto_close": spec.auto_close,
-        "auto_close_delay_seconds": spec.auto_close_delay_seconds if closes else None,
+        "auto_close_delay_seconds": spec.auto_close_delay_seconds,
         "pod_timeout_minutes": spec.timeout_minutes,
         "max_turns": spec.max_turns,
         "exit_code": row.exit_code,

@@ -23,7 +23,7 @@ from api.submit import Posted, answer_once
 from kiln.catalog import pods
 from kiln.catalog.keys import Identity
 from kiln.catalog.pods import KEY_CHARACTERS, KEY_PREFIX, KnownPod
-from kiln.errors import NotFoundError
+from kiln.errors import InvalidRequestError, NotFoundError, RefusedError
 from kiln.models import PodRef, PodStatus
 
 KEY: Final = re.compile(f"{KEY_PREFIX}[a-z0-9]{{{KEY_CHARACTERS}}}")
@@ -148,9 +148,12 @@ def _find(parts: Parts, identity: Identity, key: str) -> KnownPod:
 
 
 def _prompt(parts: Parts, identity: Identity, key: str, text: str) -> None:
-    """Raises NotFoundError, RefusedError, UnavailableError."""
-    with parts.catalog.transaction() as tx:
-        pods.prompt(tx, identity.organization_id, _checked(key), text)
+    """Raises NotFoundError, InvalidRequestError, UnavailableError."""
+    try:
+        with parts.catalog.transaction() as tx:
+            pods.prompt(tx, identity.organization_id, _checked(key), text)
+    except RefusedError as error:
+        raise InvalidRequestError("prompt", str(error)) from None
 
 
 def _terminate(parts: Parts, identity: Identity, key: str) -> PodRef:

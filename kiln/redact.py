@@ -58,6 +58,9 @@ class Redactor:
         short = {literal for literal in literals if len(literal) <= MAX_REGEX_LITERAL}
         self._pattern = _compile(short, tokens)
         self._long = tuple(literals - short)
+        self._by_head: dict[str, list[str]] = {}
+        for literal in literals:
+            self._by_head.setdefault(literal[:MIN_ANYWHERE], []).append(literal)
         self._longest = max(map(len, literals | tokens), default=0)
 
     @property
@@ -84,6 +87,14 @@ class Redactor:
             if start < at < end:
                 return start or end
         return at
+
+    def begun(self, text: str) -> int:
+        """How many characters at a text's end are the beginning of a given secret, in whichever form; 0 for fewer than 4."""
+        for start in range(max(len(text) - self._longest, 0), len(text) - MIN_ANYWHERE + 1):
+            for literal in self._by_head.get(text[start : start + MIN_ANYWHERE], ()):
+                if len(literal) > len(text) - start and literal.startswith(text[start:]):
+                    return len(text) - start
+        return 0
 
     def _spans(self, text: str, aws_group: str) -> list[Span]:
         """Where secrets stand, in order, apart from each other; of AWS's, the `value` or the whole `assignment`."""

@@ -134,7 +134,9 @@ class HostJournal:
 
     async def acknowledge(self, number: int) -> None:
         """Lets go of the lines up to this one."""
-        (self._directory / "acknowledged").write_text(f"{number:020}\n")
+        # A disk that is full must not keep the pod from its end: lines that are sent again harm nothing.
+        with suppress(OSError):
+            (self._directory / "acknowledged").write_text(f"{number:020}\n")
         shim, before = self._shim(), len(self._before.lines)
         if shim is not None and number > before:
             await shim.acknowledge(number - before)
@@ -151,14 +153,11 @@ class HostJournal:
         return self._found
 
     def _count_printed(self) -> int:
-        """How many lines the agent printed: those that were let go of leave the last file's at least."""
+        """How many lines the agent printed."""
         shim = HostShim(self._directory / "shim")
         if shim.is_alive():
             raise RuntimeError(f"{self._key}: its agent's last line has no number yet")
-        last = 0
-        while lines := shim.lines(last):
-            last = lines[-1].number
-        return last
+        return shim.last()
 
 
 class _Lines:
@@ -167,18 +166,21 @@ class _Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.lines: list[SpooledLine] = []
-        with suppress(FileNotFoundError), path.open("rb") as file:
-            self.lines = [_line_of(data) for data in file if data.endswith(b"\n")]
+        self._size = 0
+        with suppress(FileNotFoundError):
+            whole = [data for data in path.read_bytes().splitlines(keepends=True) if data.endswith(b"\n")]
+            self.lines = [_line_of(data) for data in whole]
+            self._size = sum(map(len, whole))
 
     def add(self, first: int, texts: Sequence[str]) -> None:
         """Adds lines numbered from `first` on. Raises OSError, and has none of them then."""
         now = time.time_ns() // 1000
         fresh = [json.dumps({"n": n, "t": now, "x": text}).encode() + b"\n" for n, text in enumerate(texts, first)]
-        with self._path.open("ab+") as file:
-            # Half a line, of a process that died over it or a disk that was full, must not stand before the next one.
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+        with self._path.open("ab") as file:
+            # What a process wrote before it died over it, or before the disk was full, must not stand before the next.
+            file.truncate(self._size)
             file.write(b"".join(fresh))
+        self._size += sum(map(len, fresh))
         self.lines += [_line_of(data) for data in fresh]
 
 

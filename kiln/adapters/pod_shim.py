@@ -44,7 +44,7 @@ from kiln.adapters.pod_shim_cgroups import Cgroups, make
 from kiln.adapters.pod_shim_control import Control, Message
 from kiln.adapters.pod_shim_prompts import PromptWriter
 from kiln.adapters.pod_shim_spool import OWN_WORD, TERMINAL, Spool, TerminalLines
-from kiln.adapters.pod_shim_tree import Tree, now, write_json
+from kiln.adapters.pod_shim_tree import Tree, now, reserve_json, write_json
 
 READ_BYTES = 64 * 1024
 FLUSH_SECONDS = 0.5
@@ -248,6 +248,7 @@ def keep(order: Order) -> None:
     """The keeper's life: makes the pod's control groups, starts the shim, and clears up after it."""
     cgroups = make(f"kiln-{Path.cwd().parent.name}-{os.getpid()}")
     write_json(CGROUPS, cgroups.paths)
+    reserve_json(RESULT)
     tree = Tree()
     shim = os.fork()
     if not shim:
@@ -265,6 +266,7 @@ def keep(order: Order) -> None:
 
 def _be_shim(order: Order, cgroups: Cgroups) -> None:
     try:
+        reserve_json(RESULT)
         Shim(order, cgroups).run()
         # The keeper removes them, unless it is dead.
         cgroups.remove()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kiln.redact import MIN_ANYWHERE, Redactor
+from kiln.redact import Redactor
 
 SEGMENTS = 8
 MAX_LINE_CHARS = 32 * 1024
@@ -30,7 +30,6 @@ class TerminalLines:
     """
 
     def __init__(self, secrets: Sequence[str]) -> None:
-        self._secrets = secrets
         self._redactor = Redactor(secrets)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = ""
@@ -58,7 +57,7 @@ class TerminalLines:
     def flush(self) -> Iterator[str]:
         """The beginning of a line that nobody goes on with, less what may be a secret's beginning."""
         text = self._pending.rstrip("\r")
-        kept = self._secret_begun(text)
+        kept = self._redactor.begun(text)
         shown, self._pending = text[: len(text) - kept], text[len(text) - kept :]
         if shown:
             self._begun = True
@@ -88,22 +87,12 @@ class TerminalLines:
     def _masked(self, text: str) -> str:
         return self._redactor.text(text).replace("\0", "\ufffd")
 
-    def _secret_begun(self, text: str) -> int:
-        """How many characters at a text's end may be the beginning of a secret."""
-        lengths = (
-            length
-            for secret in self._secrets
-            for length in range(MIN_ANYWHERE, len(secret))
-            if text.endswith(secret[:length])
-        )
-        return max(lengths, default=0)
-
 
 class Spool:
     """Numbers lines from 1 without a gap, and keeps them within `limit_bytes` of disk.
 
-    Lines that were taken away make room. While there is none, new lines get no number and are lost; how many is said in
-    the next line that finds room.
+    Lines that were taken away make room. While there is none, or none on the disk, new lines get no number and are lost;
+    how many is said in the next line that finds room.
     """
 
     def __init__(self, directory: Path, limit_bytes: int) -> None:
@@ -118,8 +107,10 @@ class Spool:
         self.lost = 0
 
     def add(self, stream: str, text: str) -> None:
-        if self._full or not self._write(stream, text):
-            self._full = True
+        if self._lost and not self._full:
+            # The disk was full, and may not be so any more.
+            self._tell_loss()
+        if self._lost or not self._write(stream, text):
             self._lost += 1
             self.lost += 1
 
@@ -150,6 +141,7 @@ class Spool:
         line = {"n": self.last + 1, "t": time.time_ns() // 1000, "s": stream, "x": text}
         data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         if sum(size for _, size in self._segments) + len(data) > self._limit:
+            self._full = True
             return False
         with suppress(OSError):
             self._open_segment(len(data))
@@ -178,3 +170,8 @@ class Spool:
 def segment_path(directory: Path, first: int) -> Path:
     """The file that begins with this line."""
     return directory / f"spool-{first:012}.jsonl"
+
+
+def first_line(path: Path) -> int:
+    """The line with which a file of the spool begins."""
+    return int(path.stem.rpartition("-")[2])

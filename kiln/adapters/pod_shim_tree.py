@@ -21,9 +21,10 @@ from kiln.adapters.guard import (
     _wake_on_child_exit,
 )
 
-__all__ = ["PR_SET_PDEATHSIG", "Tree", "now", "prctl", "restore_signals", "write_json"]
+__all__ = ["PR_SET_PDEATHSIG", "Tree", "now", "prctl", "reserve_json", "restore_signals", "write_json"]
 
 MOST_STOP_ROUNDS = 50
+RESERVED_BYTES = 4096
 
 now = _now
 prctl = _prctl
@@ -88,11 +89,21 @@ class Tree:
             stopped |= fresh
 
 
+def reserve_json(path: Path) -> None:
+    """Has the file's place on the disk be there when this process writes it: an agent may have filled the disk by then."""
+    _fresh(path).write_bytes(bytes(RESERVED_BYTES))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a file that is seen whole or not at all, also after the host's crash."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w") as file:
+    fresh = _fresh(path)
+    with fresh.open("r+" if fresh.exists() else "w") as file:
         json.dump(content, file)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")

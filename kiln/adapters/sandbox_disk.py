@@ -10,6 +10,7 @@ from kiln.adapters.sandbox_files import PASSABLE
 
 IMAGE = "disk.img"
 MEGABYTE = 1024 * 1024
+PROBE = ".disk-"
 PROBE_MB = 8
 STEP_SECONDS = 120.0
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,35 +34,46 @@ class SandboxDisk:
         self._mount.chmod(PASSABLE)
 
     def mount(self) -> None:
-        """Mounts the disk again, if there is one and the host was started anew since."""
+        """Mounts the disk again, if there is one."""
         if self._image.exists() and not os.path.ismount(self._mount):
             _run("mount", "-o", "loop,nosuid,nodev", "--", str(self._image), str(self._mount))
 
-    def remove(self) -> None:
+    def unmount(self) -> None:
         """Unmounts it, whoever may still use it; the host frees the loop device once nobody does."""
         while os.path.ismount(self._mount):
             try:
                 _run("umount", "--", str(self._mount))
             except OSError:
                 _run("umount", "--lazy", "--", str(self._mount))
+
+    def remove(self) -> None:
+        """Forgets all that is on it."""
+        self.unmount()
         self._image.unlink(missing_ok=True)
 
 
 def can_limit_disk(root: Path) -> bool:
-    """Whether this process can make and mount such disks, as tried with one below `root`. Blocks for a moment."""
+    """Whether this process can make and mount such disks, as tried with one below `root`, where no other process tries it
+    at the same time. Blocks for a moment."""
     if os.geteuid():
         return False
-    pod = Path(tempfile.mkdtemp(prefix=".disk-", dir=root))
-    disk = SandboxDisk(pod, pod / "mount")
+    # Of processes that were killed over it.
+    for left in root.glob(f"{PROBE}*"):
+        _remove_probe(left)
+    pod = Path(tempfile.mkdtemp(prefix=PROBE, dir=root))
     try:
         (pod / "mount").mkdir()
-        disk.make(PROBE_MB)
+        SandboxDisk(pod, pod / "mount").make(PROBE_MB)
     except OSError:
         return False
     finally:
-        disk.remove()
-        shutil.rmtree(pod)
+        _remove_probe(pod)
     return True
+
+
+def _remove_probe(pod: Path) -> None:
+    SandboxDisk(pod, pod / "mount").remove()
+    shutil.rmtree(pod)
 
 
 def _run(*argv: str) -> None:

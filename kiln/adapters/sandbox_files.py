@@ -6,11 +6,13 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 OWN = 0o700
 PASSABLE = 0o711
 SECRET_FILE = 0o600
+FEW_DIRECTORIES = 40
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,19 @@ def write_files(home: Path, files: Mapping[str, str], uid: int | None) -> None:
 
 def remove_tree(path: Path) -> None:
     """Removes a directory, however deep it is and whatever its modes are, and nothing that its symbolic links lead to.
-    Raises OSError if something resists. Python's own way starts no process, but gives up at a depth of some hundreds and at
-    modes that forbid it: then the system's tools do it."""
-    with suppress(OSError, RecursionError):
-        shutil.rmtree(path)
-        return
+    Raises OSError if something resists. Python's own way starts no process, but holds a descriptor for each level, of which
+    the runner has some hundreds, and gives up at modes that forbid it: what is not small is left to the system's tools."""
+    if _is_small(path):
+        with suppress(OSError):
+            shutil.rmtree(path)
+            return
     if os.geteuid() and path.is_dir() and not path.is_symlink():
         _run("chmod", "-R", "--", "u+rwx", str(path), check=False)
     _run("rm", "-rf", "--one-file-system", "--", str(path), check=True)
+
+
+def _is_small(path: Path) -> bool:
+    return len(list(islice(os.walk(path), FEW_DIRECTORIES + 1))) <= FEW_DIRECTORIES
 
 
 def _run(*argv: str, check: bool) -> None:

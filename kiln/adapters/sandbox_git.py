@@ -147,16 +147,23 @@ async def _take_over(key: str, mirror: Mirror, bundle: Path) -> tuple[list[str],
     # What the agent pushed by itself was not known when the bundle was made.
     with suppress(OperationFailedError):
         await mirror.fetch()
-    new = [branch for branch in branches.values() if await mirror.count_new([branch])]
-    return new, await mirror.count_new(new) if new else 0
+    own = _branch(key)
+    new = [branch for branch in branches.values() if await mirror.count_new([branch], own)]
+    return new, await mirror.count_new(new, own) if new else 0
+
+
+def _branch(key: str) -> str:
+    """What the names of the branches begin with that keep a pod's work. What is there was brought there by an earlier call,
+    which was cut off before it could tell."""
+    return f"kiln/{key}"
 
 
 def _branches(key: str, heads: Mapping[str, str]) -> dict[str, str]:
     """Where each ref of a bundle is kept: what was checked out as kiln/KEY, the pod's other branches by their names."""
-    found = {"HEAD": f"kiln/{key}"} if "HEAD" in heads else {}
+    found = {"HEAD": _branch(key)} if "HEAD" in heads else {}
     for ref, object_id in heads.items():
         if ref.startswith("refs/heads/") and object_id != heads.get("HEAD") and len(found) < MOST_BRANCHES:
-            found[ref] = f"kiln/{key}-{ref.removeprefix('refs/heads/')}"
+            found[ref] = f"{_branch(key)}-{ref.removeprefix('refs/heads/')}"
     return found
 
 
@@ -170,7 +177,8 @@ async def _commit(tenant: Tenant, mirror: Mirror) -> tuple[bool, list[str]]:
 
 async def _bundle(tenant: Tenant, mirror: Mirror, path: Path) -> None:
     """Writes the pod's commits that the mirror does not know as the origin's; an empty file if there are none."""
-    known = "".join(f"^{object_id}\n" for _, object_id in await mirror.refs())
+    own = f"refs/remotes/origin/{_branch(tenant.key)}"
+    known = "".join(f"^{object_id}\n" for name, object_id in await mirror.refs() if not name.startswith(own))
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         done = await _as_pod(tenant, TO_BUNDLE, [], cwd=tenant.places.work, stdin=known, stdout=file.fileno())
     if done.code:

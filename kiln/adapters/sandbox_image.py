@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from kiln.adapters.pod_engine import EngineApi, MissingError
 AGENT_ID = 1000
 AGENT_NAME = "agent"
 AGENT_HOME = "/home/agent"
-ROOT_NAMES = frozenset({"", "0", "root"})
+ROOT_NAMES = frozenset({"", "root"})
 SHELLS = ("/bin/bash", "/bin/sh")
 ACCOUNTS = "/etc/passwd"
 TEMPORARY = "/tmp"  # noqa: S108  the container's own
@@ -81,7 +82,7 @@ def look_inside(api: EngineApi, container: str, config: Mapping[str, Any]) -> In
     passwd = _text(api, container, ACCOUNTS)
     variables = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
     user = str(config.get("User") or "")
-    chosen = user.partition(":")[0] in ROOT_NAMES
+    chosen = _is_root(passwd, user)
     known = _account(passwd, str(AGENT_ID) if chosen else user)
     account = _at_home(known or _unknown(user, chosen=chosen), variables.get("HOME", ""))
     work = _work(str(config.get("WorkingDir") or ""), account.home, chosen=chosen)
@@ -97,6 +98,15 @@ def look_inside(api: EngineApi, container: str, config: Mapping[str, Any]) -> In
         passwd=None if known or not chosen else _with(passwd, account),
         variables=frozenset(variables),
     )
+
+
+def _is_root(passwd: str, user: str) -> bool:
+    """Whether an image's `User` is nobody or root, under whatever name or number."""
+    wanted = user.partition(":")[0]
+    with suppress(ValueError):
+        return int(wanted) == 0
+    account = _account(passwd, user)
+    return wanted in ROOT_NAMES or (account is not None and account.uid == 0)
 
 
 def _account(passwd: str, user: str) -> Account | None:

@@ -100,10 +100,11 @@ class Mirror:
             return {}
         return {name: object_id for object_id, _, name in (line.partition(" ") for line in done.lines) if name}
 
-    async def count_new(self, branches: Sequence[str]) -> int:
-        """How many commits of these branches of this copy the origin does not have."""
+    async def count_new(self, branches: Sequence[str], own: str) -> int:
+        """How many commits of these branches of this copy the origin has at most on branches whose names begin with `own`."""
         names = [f"refs/heads/{branch}" for branch in branches]
-        done = await self._git("rev-list", "--count", *names, "--not", "--remotes=origin", "--tags")
+        others = ["--not", f"--exclude=origin/{own}*", "--remotes=origin", "--tags"]
+        done = await self._git("rev-list", "--count", *names, *others)
         return int(done.output) if not done.code else 0
 
     async def push(self, branches: Sequence[str]) -> str | None:

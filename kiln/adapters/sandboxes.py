@@ -153,11 +153,15 @@ class HostSandboxes:
         )
 
     async def _conclude(self, key: str, say: Say) -> None:
-        """Raises OSError."""
+        """Nobody works in the sandbox any more: a disk of its own is in its file only, from here on. Raises OSError."""
         tenant = self._tenant(key)
         await end_all(tenant.user)
-        await whole(SandboxDisk(tenant.places.pod, tenant.places.sandbox).mount)
-        await self._worktrees.conclude(tenant, say)
+        disk = SandboxDisk(tenant.places.pod, tenant.places.sandbox)
+        await whole(disk.mount)
+        try:
+            await self._worktrees.conclude(tenant, say)
+        finally:
+            await whole(disk.unmount)
 
     def _tenant(self, key: str) -> Tenant:
         user = PodUser(self._users.of(key), self._terms.memory_mb, self._terms.processes)

@@ -25,7 +25,7 @@ from uuid import uuid4
 from kiln.adapters import pod_shim, pod_shim_cgroups
 from kiln.adapters.pod_shim import EndReason
 from kiln.adapters.pod_shim_control import Message
-from kiln.adapters.pod_shim_spool import segment_path
+from kiln.adapters.pod_shim_spool import first_line, segment_path
 from kiln.adapters.pod_shim_tree import write_json
 from kiln.errors import OperationOverError
 from kiln.models import PodResult
@@ -167,6 +167,15 @@ class HostShim:
             if len(found) == MOST_LINES or size >= MOST_LINES_BYTES:
                 break
         return found
+
+    def last(self) -> int:
+        """The number of the last line that the agent has printed, which may have been let go of; 0 without any."""
+        paths = sorted(self._directory.glob("spool-*.jsonl"))
+        # The last file may be empty: its name tells what came before it.
+        last = first_line(paths[-1]) - 1 if paths else 0
+        while lines := self.lines(last):
+            last = lines[-1].number
+        return last
 
     def _read(self, after: int) -> Iterator[tuple[SpooledLine, int]]:
         """Lines numbered above `after`, each with its size; remembers where the last one ended."""

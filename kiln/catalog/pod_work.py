@@ -21,6 +21,8 @@ from kiln.ports.pods import Instructions, News, PodBrief, RunnerProcess
 
 NOT_BACK = "its runner did not come back"
 RUNNER_DISABLED = "its runner was disabled"
+BEGUN_ELSEWHERE = "its runner has it no more: it was begun on another host, or in another directory"
+LOST = "its runner has it no more: nothing of its agent is left there"
 
 
 def claim(tx: Session, ref: PodRef, run_id: str) -> Pod | None:
@@ -100,10 +102,19 @@ def beat(
     still_its = [row for row in rows if row.status in OPEN_PODS]
     renewed = Pod.id.in_([row.id for row in still_its if row.shim is not None])
     tx.execute(update(Pod).where(renewed).values(lease_until=database_now(tx, ahead=lease)))
+    known = [*rows, *_left_by_others(tx, process, frozenset(keys) - {row.key for row in rows})]
     return Instructions(
         end=frozenset(keys) - {row.key for row in still_its},
-        remove=frozenset(row.key for row in rows if _is_to_go(row, retention)),
+        remove=frozenset(row.key for row in known if _is_to_go(row, retention)),
     )
+
+
+def _left_by_others(session: Session, process: RunnerProcess, keys: Collection[str]) -> Sequence[Pod]:
+    """Those of the keys that are pods of the organization's other runners: this host had another one's token before."""
+    if not keys:
+        return ()
+    organization = select(Runner.organization_id).where(Runner.id == process.runner_id).scalar_subquery()
+    return session.scalars(select(Pod).where(Pod.key.in_(keys), Pod.organization_id == organization)).all()
 
 
 def begin(tx: Session, process: RunnerProcess, key: str, shim: str, lease: timedelta) -> Pod:
@@ -112,10 +123,13 @@ def begin(tx: Session, process: RunnerProcess, key: str, shim: str, lease: timed
     Raises RefusedError, NotFoundError; OperationOverError if the pod has ended, runs already, or has another shim.
     """
     row = _runners_row(tx, process, key)
-    if row.status != PodStatus.CREATING.value:
+    if row.status not in OPEN_PODS:
         raise OperationOverError(f"{key} is {row.status}")
+    # These two become the pod's error: whoever asks has the runner's pods now, and not this one.
     if row.shim not in (None, shim):
-        raise OperationOverError(f"{key} was begun for another shim")
+        raise OperationOverError(BEGUN_ELSEWHERE)
+    if row.status != PodStatus.CREATING.value:
+        raise OperationOverError(LOST)
     row.shim = shim
     row.attempt += 1
     _renew(tx, row, lease)
@@ -254,5 +268,5 @@ def _is_to_go(row: Pod, retention: timedelta) -> bool:
     if row.status == PodStatus.TERMINATED.value or row.error in (NOT_BACK, RUNNER_DISABLED):
         return True
     spec = PodSpec.model_validate(row.spec)
-    delay = timedelta(seconds=spec.auto_close_delay_seconds) if spec.auto_close else retention
+    delay = timedelta(seconds=spec.auto_close_delay_seconds or 0) if spec.auto_close else retention
     return datetime.now(UTC) - row.finished_at >= delay

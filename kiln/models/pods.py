@@ -70,7 +70,7 @@ class PodSpec(Frozen):
     environment_names: tuple[str, ...] = ()
     custom_command: str | None = None
     auto_close: bool = False
-    auto_close_delay_seconds: int = 0
+    auto_close_delay_seconds: int | None = None
     timeout_minutes: int | None = None
     max_turns: int | None = None
     limits: PodLimits = PodLimits()

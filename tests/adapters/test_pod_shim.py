@@ -242,7 +242,9 @@ async def test_crashed_shim(agents: Agents, mark: str):
     await printed(shim, "ready")
     [control] = agents.root.rglob("control")
     # Stands in the way of the shim's result, not of the keeper's.
-    control.with_name(f".result.json.{await shim_pid(shim)}").mkdir()
+    in_the_way = control.with_name(f".result.json.{await shim_pid(shim)}")
+    in_the_way.unlink()
+    in_the_way.mkdir()
     await shim.terminate()
     error = await ended(shim) or ""
     assert error.startswith("the agent's shim died: Is a directory at pod_shim_tree.py:")

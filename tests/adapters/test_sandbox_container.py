@@ -118,6 +118,14 @@ async def test_images_own_user(pods: ContainerPods, place: Place):
     assert code == 3
 
 
+@pytest.mark.parametrize("user", ["00", "+0:0", "toor"])
+async def test_root_by_another_name(pods: ContainerPods, place: Place, user: str):
+    """An image whose user is root under whatever name or number gives its agent 1000."""
+    passwd = "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/toor:/bin/sh\n"
+    image = place.push(busybox_image(files={"etc/passwd": passwd}, User=user))
+    assert await result(pods, "id -u", image=image) == (0, ["1000"])
+
+
 async def test_directory_of_an_image_without_a_user(pods: ContainerPods, place: Place):
     """The image's WORKDIR becomes the agent's own, with what lies in it readable."""
     own = place.push(busybox_image(files={"app/main": "ready"}, WorkingDir="/app", Env=["HOME=/root"]))

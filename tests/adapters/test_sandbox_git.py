@@ -125,6 +125,22 @@ async def test_work_is_pushed_to_a_branch(host: Sandboxed, origin: Origin):
     assert len(host.said) == 1
 
 
+async def test_told_after_a_killed_runner(host: Sandboxed, origin: Origin):
+    """Where work was pushed by a process that died before it could tell, the next one tells."""
+
+    async def die(_: str) -> None:
+        raise asyncio.CancelledError
+
+    await host.run(host.order(KEY, "echo 1 > one", source=origin.source()))
+    with pytest.raises(asyncio.CancelledError):
+        await host.sandboxes.conclude(KEY, die)
+    assert git(origin.path, "show", f"kiln/{KEY}:one") == "1"
+    host.start_anew()
+    await host.run(host.order(OTHER, "", source=origin.source()))
+    await host.sandboxes.conclude(KEY, host.say)
+    assert host.said == [f"unpushed work: 1 commit is on branch kiln/{KEY} of the repository"]
+
+
 async def test_other_branches_and_detached_heads(host: Sandboxed, origin: Origin):
     """What an agent left on another branch, or on none, is kept too, each by its name."""
     script = """

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -168,7 +169,7 @@ async def test_container_without_an_engine(host: Sandboxed):
 
 
 async def test_disk_limit(host: Sandboxed):
-    """A sandbox with a limit for its disk holds no more than that; removed, it leaves no mount and no loop device."""
+    """A sandbox with a limit for its disk holds no more than that; its agent ended, it leaves no mount and no loop device."""
     if not await asyncio.to_thread(host.sandboxes.limits):
         pytest.skip("this host mounts no loop devices for this process")
     before = _loops()
@@ -176,10 +177,12 @@ async def test_disk_limit(host: Sandboxed):
     lines = await host.run(host.order(KEY, script, limits=PodLimits(disk_mb=16)))
     sizes = [int(line) for line in lines if line.strip().isdigit()]
     assert 0 < sizes[0] < 16 * 1024 * 1024
-    host.start_anew()
-    await host.sandboxes.remove(KEY)
+    await host.sandboxes.conclude(KEY, host.say)
     assert not _has("/proc/mounts", str(host.root))
     assert _loops() <= before
+    host.start_anew()
+    await host.sandboxes.remove(KEY)
+    assert not (host.root / "pods" / KEY).exists()
 
 
 def _has(path: str, text: str) -> bool:
@@ -189,3 +192,19 @@ def _has(path: str, text: str) -> bool:
 def _loops() -> set[str]:
     """The loop devices that have a file."""
     return {path.parts[4] for path in Path("/sys/block").glob("../block/loop*/loop/backing_file")}
+
+
+@needs_root
+async def test_probe_of_a_killed_runner(host: Sandboxed):
+    """A disk that a killed process had mounted to see whether it can is gone once the next one has tried it too."""
+    code = f"""
+import os, pathlib
+from kiln.adapters import sandbox_disk
+sandbox_disk.SandboxDisk.remove = lambda _: os.kill(os.getpid(), 9)
+sandbox_disk.can_limit_disk(pathlib.Path({str(host.root)!r}))
+"""
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    assert await killed.wait() == -9
+    assert list(host.root.glob(".disk-*/mount"))
+    host.sandboxes.limits()
+    assert not list(host.root.glob(".disk-*"))

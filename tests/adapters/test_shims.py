@@ -3,17 +3,20 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kiln.adapters.pod_shim_spool import MAX_LINE_CHARS, TerminalLines
-from kiln.adapters.shims import HostShims
+from kiln.adapters.pod_shim_spool import MAX_LINE_CHARS, Spool, TerminalLines
+from kiln.adapters.shims import HostShim, HostShims
 from kiln.errors import OperationOverError
 from support.agents import Agents, all_lines, printed, texts
 from support.processes import MARK, marked, soon
@@ -205,6 +208,32 @@ async def test_acknowledged_lines_make_room(small: Agents):
     assert spooled_bytes(small) < SPOOL_BYTES / 4
 
 
+def test_full_disk_keeps_the_numbers(tmp_path: Path):
+    """Lines for which the disk has no room are counted, those that come once it has some are there, and the last line's
+    number is known although every line was taken away."""
+    spool = Spool(tmp_path, 800)
+    for text in ("one", "two"):
+        spool.add("stdout", text)
+    with no_room():
+        spool.add("stdout", "three" * 10)
+        spool.acknowledge(2)
+    assert (HostShim(tmp_path).last(), all_lines(HostShim(tmp_path))) == (2, [])
+    spool.add("stdout", "four")
+    told = "[1 lines of output are lost: the runner had no room for more]"
+    assert [(line.number, line.text) for line in all_lines(HostShim(tmp_path))] == [(3, told), (4, "four")]
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Within it, this process can write to no file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def spooled_bytes(agents: Agents) -> int:
     return sum(path.stat().st_size for path in agents.root.rglob("spool-*"))
 
@@ -229,3 +258,11 @@ def test_long_line_comes_in_pieces():
     assert early
     assert max(map(len, found)) <= MAX_LINE_CHARS
     assert "".join(found) == text.replace(secret, "***")
+
+
+@pytest.mark.parametrize("shown", [b64encode(b"s3cr3t-v@lue").decode(), "begin\ns3cr3t-v@lue", "s3cr3t-v%40lue"])
+def test_secret_in_two_halves(shown: str):
+    """A secret that an agent prints in two halves is masked in whichever form it comes, and so is each of its lines."""
+    lines = TerminalLines(["s3cr3t-v@lue", "begin\ns3cr3t-v@lue"])
+    found = [*lines.feed(shown[:-4].encode()), *lines.flush(), *lines.feed(f"{shown[-4:]}\n".encode())]
+    assert set(found) == {"***"}

@@ -96,6 +96,26 @@ def test_what_was_asked_for_is_kept_and_shown(tenant: PodTenant) -> None:
     assert (spec.limits.memory_mb, spec.timeout_minutes) == (512, 60)
 
 
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({}, None),
+        ({"auto_close": True}, None),
+        ({"auto_close": True, "auto_close_delay_seconds": 0}, 0),
+        ({"auto_close_delay_seconds": 0}, 0),
+    ],
+)
+def test_a_delay_is_shown_as_it_was_sent(tenant: PodTenant, asked: dict[str, Any], shown: int | None) -> None:
+    """One of no seconds is not an absent one."""
+    assert tenant.created(tenant.runner(), **asked)["auto_close_delay_seconds"] == shown
+
+
+def test_a_branch_of_no_repository_is_only_kept(tenant: PodTenant) -> None:
+    """The contract wants no repository for it: it is shown, as the ticket is."""
+    pod = tenant.created(tenant.runner(), branch="feature/auth")
+    assert (pod["branch"], pod["repository_id"], pod["sandbox_type"]) == ("feature/auth", None, "tempdir")
+
+
 def test_the_sandbox_follows_from_what_is_named(tenant: PodTenant) -> None:
     """A worktree of the repository that is named, else an empty directory."""
     runner = tenant.runner()
@@ -266,7 +286,7 @@ def test_a_pod_is_terminated_once(tenant: PodTenant) -> None:
     again = tenant.post(f"/pods/{ref.key}/terminate")
     assert pod_refusal(again) == (400, "VALIDATION_FAILED", "Pod already terminated")
     late = tenant.post(f"/pods/{ref.key}/prompt", {"prompt": "hello"})
-    assert pod_refusal(late) == (400, "VALIDATION_FAILED", "the pod has ended")
+    assert pod_refusal(late) == (400, "VALIDATION_FAILED", "prompt: the pod has ended")
 
 
 @pytest.mark.parametrize("call", ["", "/prompt", "/terminate", "/logs"])

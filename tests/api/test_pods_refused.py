@@ -26,6 +26,7 @@ KIB = 1024
 WRONG = [
     ("runner_id", {"runner_id": None}),
     ("runner_id", {"runner_id": ""}),
+    ("runner_id", {"runner_id": " \t"}),
     ("runner_id", {"runner_id": 7}),
     ("runner_id", {"runner_id": "a\0"}),
     ("agent_type_id", {"agent_type_id": "copilot"}),
@@ -38,7 +39,6 @@ WRONG = [
     ("repository_id", {"repository_id": True}),
     ("repository_id", {"repository_id": 1.0}),
     ("repository_id", {"sandbox_type": "worktree"}),
-    ("branch", {"branch": "main"}),
     *[
         ("branch", {"repository_id": 1, "branch": name})
         for name in ("", "-x", "a..b", "a b", "x.lock", "/a", "a/", "@")
@@ -102,6 +102,38 @@ def test_a_wrong_field_is_named(tenant: PodTenant, field: str, sent: dict[str, A
     status, code, message = pod_refusal(tenant.post(body={"runner_id": "nobody", **sent}))
     assert (status, code) == INVALID
     assert message.startswith((f"{field}:", f"{field}.")), message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("/etc/s3cret", "x"), ("s3cret-value", 5), ("s3cret\0", "x"), ("s3cret\n", "\0"), ("9s3cret", "x")],
+)
+def test_what_is_no_variables_name_is_not_repeated(tenant: PodTenant, name: str, value: object) -> None:
+    """Whoever mixes up name and value has sent a secret; the sentence says what a name is."""
+    answer = tenant.post(body={"runner_id": "nobody", "environment_variables": {"A": "x", name: value}})
+    assert pod_refusal(answer)[:2] == INVALID
+    assert "s3cret" not in answer.text
+    assert answer.json()["error"].startswith("environment_variables: a name ")
+
+
+@pytest.mark.parametrize(
+    ("field", "sent"),
+    [
+        ("runner_id", {"runner_id": ""}),
+        ("branch", {"branch": ""}),
+        ("branch", {"branch": "x" * 256}),
+        ("ticket_slug", {"ticket_slug": "x" * 256}),
+        ("image", {"image": ""}),
+        ("image", {"image": "x" * 1025}),
+        ("custom_agent_command", {"custom_agent_command": "x" * 4097}),
+        ("environment_variables.A", {"environment_variables": {"A": "x" * (100 * KIB + 1)}}),
+    ],
+)
+def test_a_text_of_a_wrong_length_is_called_a_text(tenant: PodTenant, field: str, sent: dict[str, Any]) -> None:
+    """The sentence is about characters or bytes, not about items."""
+    message = pod_refusal(tenant.post(body={"runner_id": "nobody", **sent}))[2]
+    assert message.startswith(f"{field}: ")
+    assert "item" not in message
 
 
 @pytest.mark.parametrize("path", ["/pods", "/pods/pod-000000000000/prompt"])

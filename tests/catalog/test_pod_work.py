@@ -15,7 +15,7 @@ from kiln.models import Api, PodRef, PodResult, PodSpec
 from kiln.ports.pods import GitSource, ImageSource, PodBrief, PodSecrets, RunnerProcess
 from kiln.sealing import Sealer
 from support.pod_rows import add_pod, add_runner, go_away, pod_of, pod_row, rewrite_pod, runner_of, terminate
-from support.rows import LEASE, ami, built, dump, machine_spec
+from support.rows import LEASE, add_organization, ami, built, dump, machine_spec
 
 NOW = timedelta(0)
 LATER = timedelta(minutes=1)
@@ -203,6 +203,19 @@ class TestEnd:
         ledger.begin(runner, pod.key, SHIM)
         ledger.ended(runner, pod.key, SHIM, DONE)
         assert ledger.beat(runner, [pod.key]).remove == ({pod.key} if removed else frozenset())
+
+    def test_what_an_older_runner_left_goes(
+        self, pod_ledger: CatalogPodLedger, catalog: Catalog, running: PodRef
+    ) -> None:
+        """A host that has a new runner's token is told to end the older one's pods, and what it is to remove of them, as
+        that one would be; another organization's runner learns nothing."""
+        successor = add_runner(catalog, running.organization_id)
+        stranger = add_runner(catalog, add_organization(catalog))
+        said = pod_ledger.beat(successor, [running.key])
+        assert (said.end, said.remove) == ({running.key}, frozenset())
+        terminate(catalog, running)
+        assert pod_ledger.beat(successor, [running.key]).remove == {running.key}
+        assert pod_ledger.beat(stranger, [running.key]).remove == frozenset()
 
 
 class TestLease:

@@ -203,6 +203,44 @@ def test_an_unknown_branch_fails_the_pod_with_a_sentence(rig: PodRig, origin: Pa
     assert eventually(lambda: not rig.sandbox(key).exists(), 20)
 
 
+def test_a_disk_limit_holds_where_the_host_has_one(rig: PodRig) -> None:
+    """What the agent may write is bounded, other pods are not; the disk goes with the sandbox."""
+    script = "dd if=/dev/zero of=big bs=1M count=64; du -m big | cut -f1; exit 0"
+    command = {"custom_agent_command": "sh", "custom_agent_args": ["-c", script]}
+    body = {"runner_id": "local", **command, "limits": {"disk_mb": 24}, "auto_close": True}
+    answer = rig.http.post(PODS, json=body)
+    if answer.status_code == 400:
+        pytest.skip(answer.json()["error"])
+    key = answer.json()["pod"]["key"]
+    assert rig.wait(key)["status"] == "completed"
+    assert "No space left on device" in rig.log(key)
+    assert 0 < int(rig.log(key).splitlines()[-1]) < 24
+    assert eventually(lambda: not rig.sandbox(key).exists(), 20)
+    assert str(rig.folder) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"runner_id": "nobody"}, "RESOURCE_NOT_FOUND"),
+        ({"repository_id": 10**9}, "RESOURCE_NOT_FOUND"),
+        ({"image": "no-such:v1"}, "RESOURCE_NOT_FOUND"),
+        ({"custom_agent_command": None, "agent_type_id": "aider"}, "VALIDATION_FAILED"),
+        ({"initial_prompt": "x" * 1024 * 1024}, "VALIDATION_FAILED"),
+        ({"limits": {"memory_mb": -1}}, "VALIDATION_FAILED"),
+    ],
+)
+def test_a_refused_pod_leaves_nothing(rig: PodRig, changes: dict[str, object], code: str) -> None:
+    """No row, no workflow without a row, no new directory on the runner's host."""
+    total, there = rig.http.get(PODS).json()["total"], set((rig.folder / "pods").iterdir())
+    answer = rig.http.post(PODS, json={"runner_id": "local", "custom_agent_command": "true", **changes})
+    assert answer.json()["code"] == code
+    assert rig.http.get(PODS).json()["total"] == total
+    counted = rig.temporal_cli("workflow", "count", "--query", 'WorkflowType = "run-pod"')
+    assert int(counted.split()[-1]) <= total
+    assert set((rig.folder / "pods").iterdir()) <= there
+
+
 @pytest.mark.long
 def test_a_pods_time_limit(rig: PodRig, mark: str) -> None:
     """Past it the pod is failed, with the contract's sentence, and its processes are gone."""

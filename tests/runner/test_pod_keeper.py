@@ -8,6 +8,7 @@ from temporalio import activity
 from temporalio.testing import ActivityEnvironment
 
 from activities.pods import PodActivities
+from kiln.catalog.pod_work import BEGUN_ELSEWHERE
 from kiln.errors import RefusedError, WorkerStoppingError
 from support.pod_rows import prompt, terminate
 from support.processes import marked, soon
@@ -94,6 +95,21 @@ async def test_older_process_lets_go(rig: RunnerRig, mark: str):
             await rig.printed(ref, "got: hello")
 
 
+async def test_process_with_another_directory(rig: RunnerRig, mark: str):
+    """A process that has the runner's token and not its directory starts no second agent: it says what became of the pod."""
+    ref = rig.pod(LISTENING)
+    async with rig.process() as older:
+        running = asyncio.create_task(older.run(ref))
+        await rig.printed(ref, "ready")
+        running.cancel()
+    before, rig.root = rig.root, rig.root.parent / "elsewhere" / "pods"
+    agents = marked(mark)
+    async with rig.process() as process:
+        assert (await process.run(ref)).error == BEGUN_ELSEWHERE
+        assert (marked(mark), rig.shims.keys()) == (agents, {ref.key})
+    rig.root = before
+
+
 async def test_kiln_away_for_a_while(rig: RunnerRig):
     """While Kiln cannot be reached agents work on; afterwards their log is whole, and their end is told."""
     relay = Relay(int(rig.api.url.rpartition(":")[2]))
@@ -151,6 +167,25 @@ async def test_cancel_of_the_activity(rig: RunnerRig, mark: str):
         assert marked(mark) == set()
     done = json.loads((rig.root / ref.key / "done").read_text())
     assert done["error"] == "terminated"
+
+
+async def test_cancel_while_the_sandbox_is_removed(rig: RunnerRig):
+    """A cancel of an ended pod's activity waits for no place, also where another process saw the end."""
+    ended, living = rig.pod("exit 0", auto_close=True), rig.pod(LISTENING)
+    async with rig.process() as process:
+        process.sandboxes.removal = asyncio.Event()
+        await process.run(ended)
+    async with rig.process(places=1) as process:
+        process.sandboxes.removal = asyncio.Event()
+        running = asyncio.create_task(process.run(living))
+        await rig.printed(living, "ready")
+        environment, ending = _activity(process.keeper, ended)
+        await asyncio.sleep(0.3)  # beats have come, and with them the removal
+        environment.cancel(activity.ActivityCancellationDetails(cancel_requested=True))
+        process.sandboxes.removal.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(ending, 5)
+        running.cancel()
 
 
 @pytest.mark.parametrize("why", ["worker_shutdown", "not_found"])

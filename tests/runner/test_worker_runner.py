@@ -94,6 +94,17 @@ async def test_process_without_temporal(rig: RunnerRig, mark: str):
     assert len(marked(mark)) == 1
 
 
+async def test_what_it_writes_is_its_own(rig: RunnerRig):
+    """What a runner writes of a pod, beside its sandbox, no other user may read: other pods' agents are such."""
+    ref = await left_alone(rig)
+    written = rig.root / ref.key / "acknowledged"
+    written.unlink()
+    with started(rig):
+        await answered(rig, ref, "one")
+        assert await soon(written.exists)
+    assert written.stat().st_mode & 0o077 == 0
+
+
 async def left_alone(rig: RunnerRig) -> PodRef:
     """A pod whose agent listens, and whose process is gone."""
     ref = rig.pod(LISTENING)

@@ -31,9 +31,11 @@ LEASE_SECONDS = 300.0
 
 
 class TalkingSandboxes(HostSandboxes):
-    """Sandboxes that say what they do. `hold` makes `prepare` wait for ever; `failure` is what it raises."""
+    """Sandboxes that say what they do. `hold` makes `prepare` wait for ever; `failure` is what it raises. `removal` is
+    what a removal waits for."""
 
     hold = False
+    removal: asyncio.Event | None = None
     failure: Exception | None = None
 
     async def prepare(self, order: PodOrder, say: Say) -> ShimOrder:
@@ -48,6 +50,11 @@ class TalkingSandboxes(HostSandboxes):
     async def conclude(self, key: str, say: Say) -> None:
         await super().conclude(key, say)
         await say("the sandbox is concluded")
+
+    async def remove(self, key: str) -> None:
+        if self.removal is not None:
+            await self.removal.wait()
+        await super().remove(key)
 
 
 def sandboxes_of(root: Path) -> TalkingSandboxes:
