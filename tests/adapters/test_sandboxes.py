@@ -151,6 +151,19 @@ async def test_remove_copes_with_what_agents_make(host: Sandboxed):
     await host.sandboxes.remove(KEY)
 
 
+async def test_remove_of_a_deep_tree_leaves_room_for_others(host: Sandboxed):
+    """While a sandbox goes in which an agent made directories hundreds deep, the runner has its descriptors for other pods."""
+    script = "deep=$(printf 'd/%.0s' $(seq 900)); mkdir -p $deep; cd $deep; seq 5000 | xargs touch"
+    await host.run(host.order(KEY, script))
+    before = most = _descriptors()
+    removal = asyncio.create_task(host.sandboxes.remove(KEY))
+    while not removal.done():
+        most = max(most, _descriptors())
+        await asyncio.sleep(0.001)
+    await removal
+    assert most < before + 100
+
+
 @needs_root
 async def test_remove_ends_what_still_runs(host: Sandboxed):
     """A process of the agent's user that nobody knows of is dead once the sandbox is removed."""
@@ -183,6 +196,10 @@ async def test_disk_limit(host: Sandboxed):
     host.start_anew()
     await host.sandboxes.remove(KEY)
     assert not (host.root / "pods" / KEY).exists()
+
+
+def _descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def _has(path: str, text: str) -> bool:

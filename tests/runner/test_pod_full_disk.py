@@ -46,4 +46,5 @@ async def test_log_after_a_full_disk(rig: RunnerRig):
     [told] = [line for line in rig.log(ref) if "lines of output are lost" in line]
     assert rig.log(ref)[-3:-1] == ["room", "more"]
     kept = sum(line.startswith("a rather") for line in rig.log(ref))
-    assert told.startswith(f"[{3000 - kept} lines")
+    # A line that the shim took in two pieces counts as two, and its beginning may be kept without its end.
+    assert abs(int(told.split()[0].lstrip("[")) - (3000 - kept)) <= 2
