@@ -36,6 +36,7 @@ from kiln.adapters.sandbox_files import make_passable
 from kiln.adapters.sandboxes import HostSandboxes, SandboxTerms
 from kiln.adapters.shims import HostShims
 from kiln.errors import UnavailableError
+from kiln.models import CONTAINER_LIMIT
 from kiln.naming import runner_queue
 from kiln.ports.pods import HostReport, KnownToKiln
 from kiln.settings import Settings, SettingsError
@@ -205,13 +206,14 @@ async def _sweep(host: Host) -> None:
 
 
 def _report(settings: Settings, host: Host, runner_name: str | None) -> HostReport:
+    engine_limits = (f"{CONTAINER_LIMIT}{name}" for name in host.containers.limits())
     return HostReport(
         name=socket.gethostname(),
         incarnation=str(uuid.uuid4()),
         max_concurrent_pods=settings.runner_places,
         allows_custom_commands=settings.runner_custom_commands,
         available_agents=available_agents(),
-        limits=sorted({*host.shims.limits(), *host.sandboxes.limits()}),
+        limits=sorted({*host.shims.limits(), *host.sandboxes.limits(), *engine_limits}),
         host_info=_host_info(),
         runner_name=runner_name,
     )

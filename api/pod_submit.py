@@ -16,7 +16,7 @@ from kiln.catalog.pods import KnownPod, NewPod
 from kiln.catalog.runners import KnownRunner
 from kiln.catalog.session import Transaction
 from kiln.errors import InvalidRequestError, NotFoundError
-from kiln.models import PodStatus, RunnerStatus
+from kiln.models import PodStatus, RunnerStatus, SandboxType, container_limits
 
 
 class PodCreation:
@@ -63,15 +63,21 @@ class PodCreation:
             if not runner.allows_custom_commands:
                 message = f"custom_agent_command: runner {runner.name} runs no custom commands"
                 raise PodError(403, CUSTOM_COMMAND_NOT_ALLOWED, message)
-        elif agent.value not in runner.available_agents:
+        elif not self._in_container and agent.value not in runner.available_agents:
             has = ", ".join(runner.available_agents) or "none"
             raise InvalidRequestError("agent_type_id", f"runner {runner.name} has no {agent.value}, only: {has}")
 
     def _check_limits(self, known: KnownRunner) -> None:
         wanted: Mapping[str, Any] = self._wanted.limits.model_dump(exclude_none=True) if self._wanted.limits else {}
+        enforced = container_limits(known.runner.limits) if self._in_container else known.runner.limits
         for name in wanted:
-            if name not in known.runner.limits:
+            if name not in enforced:
                 raise InvalidRequestError(f"limits.{name}", f"runner {known.runner.name} cannot enforce it")
+
+    @property
+    def _in_container(self) -> bool:
+        """The agent is then the image's, and the limits are the engine's."""
+        return self._wanted.spec().sandbox_type is SandboxType.CONTAINER
 
     def _check_repository(self, tx: Transaction) -> None:
         number = self._wanted.repository_id

@@ -56,6 +56,7 @@ from kiln.models.machines import (
     TemplateStatus,
 )
 from kiln.models.pods import (
+    CONTAINER_LIMIT,
     MAX_PROMPT_BYTES,
     OPEN_POD_STATUSES,
     AgentType,
@@ -73,9 +74,11 @@ from kiln.models.pods import (
     PodStatus,
     RunnerStatus,
     SandboxType,
+    container_limits,
 )
 
 __all__ = [
+    "CONTAINER_LIMIT",
     "MAX_PROMPT_BYTES",
     "OPEN_POD_STATUSES",
     "OPEN_STATUSES",
@@ -144,4 +147,5 @@ __all__ = [
     "TemplateStatus",
     "TransferSpec",
     "Visibility",
+    "container_limits",
 ]

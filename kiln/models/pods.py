@@ -1,5 +1,6 @@
 """Agent pods and the runners that they run on, as Kiln's floors hand them to each other."""
 
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 
@@ -54,6 +55,17 @@ class PodLimits(Frozen):
     memory_mb: int | None = None
     processes: int | None = None
     disk_mb: int | None = None
+
+
+# Every engine enforces these; of others, a runner says `container.` and the name where its own does.
+ENGINE_LIMITS = frozenset({"memory_mb", "processes"})
+CONTAINER_LIMIT = "container."
+
+
+def container_limits(reported: Collection[str]) -> frozenset[str]:
+    """Those of `PodLimits` that a runner's engine can enforce, by what the runner reported."""
+    own = {name.removeprefix(CONTAINER_LIMIT) for name in reported if name.startswith(CONTAINER_LIMIT)}
+    return ENGINE_LIMITS | own
 
 
 class PodSpec(Frozen):

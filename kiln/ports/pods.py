@@ -12,7 +12,7 @@ from kiln.models import PodRef, PodResult, PodSpec, PodStatus
 @dataclass(frozen=True)
 class HostReport:
     """What a runner says of itself when it registers; `runner_name`, if its operator named the runner that it must be.
-    `limits` are those of `PodLimits` that its host can enforce."""
+    `limits` are those of `PodLimits` that its host can enforce, and, with `container.` before them, its engine."""
 
     name: str
     incarnation: str

@@ -62,6 +62,20 @@ def test_an_image_is_named_in_many_ways(tenant: PodTenant) -> None:
     assert [build_of(tenant, name) for name in names] == [build] * len(names)
 
 
+def test_a_container_brings_its_agent_and_its_engine_the_limits(tenant: PodTenant) -> None:
+    """What the runner has installed, and what its host can enforce, is of no matter; what its engine cannot is refused."""
+    made = tenant.published(tenant.target("app"), image("an agent"))
+    plain = tenant.runner(available_agents=[], limits=["disk_mb"])
+    limits = {"memory_mb": 64, "processes": 64}
+    body = {"runner_id": plain.runner_id, "image": made, "agent_type_id": "codex", "limits": limits}
+    assert tenant.post(body=body).status_code == 201
+    refused = pod_refusal(tenant.post(body={**body, "limits": {"disk_mb": 64}}))
+    assert refused[:2] == (400, "VALIDATION_FAILED")
+    assert refused[2].startswith("limits.disk_mb: ")
+    better = tenant.runner(limits=["container.disk_mb"])
+    assert tenant.post(body={**body, "runner_id": better.runner_id, "limits": {"disk_mb": 64}}).status_code == 201
+
+
 def test_a_name_without_a_tag_is_the_latest(tenant: PodTenant) -> None:
     """Of the personal namespace before the team's; and builds of cloud-builds are images too."""
     theirs = tenant.published(team(tenant, "app", "latest"), image("a team's"))
