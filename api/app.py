@@ -26,6 +26,7 @@ from api.limits import container_limits, pod_limit, rate_limit
 from api.openapi import describe_bodies
 from kiln import __version__
 from kiln.adapters.contexts import open_contexts
+from kiln.adapters.git_remote import GitRemotes
 from kiln.adapters.log_book import LogReader
 from kiln.adapters.registry import KilnRegistry
 from kiln.adapters.registry_public import AnonymousRegistries
@@ -111,6 +112,7 @@ async def _make_parts(settings: Settings) -> Parts:
         software=software,
         sealer=sealer,
         pods=_pods(settings, catalog, sealer),
+        remotes=GitRemotes(),
         build_limit=build_limit,
         container_limits=limits,
         pod_limit=new_pods,

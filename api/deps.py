@@ -11,7 +11,7 @@ from api.limits import ContainerLimits, RateLimit
 from kiln.catalog.session import Catalog
 from kiln.errors import UnavailableError
 from kiln.ports import Contexts, LogReading, PublicRegistries, Registry, SoftwareShelf, TemplateShelf
-from kiln.ports.pods import PodLedger
+from kiln.ports.pods import PodLedger, Remotes
 from kiln.registry_tokens import BuildCredentials, PodCredentials, RegistryTokens
 from kiln.sealing import Sealer
 from kiln.settings import Settings
@@ -52,6 +52,7 @@ class Parts:
     software: SoftwareShelf
     sealer: Sealer
     pods: PodLedger
+    remotes: Remotes
     build_limit: RateLimit
     container_limits: ContainerLimits
     pod_limit: RateLimit

@@ -1,7 +1,10 @@
 """`POST /pods`: all that a new pod depends on, looked up in the transaction that writes it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from starlette.concurrency import run_in_threadpool
 
 from api.deps import Parts
 from api.errors import RETRY_AFTER_SECONDS
@@ -15,18 +18,39 @@ from kiln.catalog.pod_images import Runs
 from kiln.catalog.pods import KnownPod, NewPod
 from kiln.catalog.runners import KnownRunner
 from kiln.catalog.session import Transaction
-from kiln.errors import InvalidRequestError, NotFoundError
+from kiln.errors import InvalidRequestError, KilnError, NotFoundError
 from kiln.models import PodStatus, RunnerStatus, SandboxType, container_limits
+from kiln.ports.pods import GitSource
 
 
 class PodCreation:
     """A pod to write, as its organization asked for it."""
 
     def __init__(self, parts: Parts, identity: Identity, wanted: CreatePod) -> None:
+        self._parts = parts
         self._identity = identity
         self._wanted = wanted
         self._host = parts.settings.registry_host
         self._secrets = pods.seal_secrets(parts.sealer, wanted.secrets)
+
+    async def check_branch(self) -> None:
+        """Asks the repository itself, which no transaction may wait for. Raises InvalidRequestError if it has no such branch."""
+        source = await run_in_threadpool(self._source)
+        if source is not None and await self._parts.remotes.lacks_branch(source):
+            raise InvalidRequestError("branch", f"branch {source.branch} is not in the repository")
+
+    def _source(self) -> GitSource | None:
+        """The branch that was named, if all else is as it must be: what is not, `insert` says."""
+        number, branch = self._wanted.repository_id, self._wanted.branch
+        if number is None or branch is None:
+            return None
+        with suppress(KilnError, PodError), self._parts.catalog.read() as session:
+            self._runner(session)
+            row = repositories.find(session, self._identity.organization_id, number)
+            sealed = row.sealed_credential if row is not None else None
+            credential = "" if sealed is None else self._parts.sealer.open_text(sealed)
+            return None if row is None else GitSource(row.id, row.url, branch, credential)
+        return None
 
     def insert(self, tx: Transaction) -> TakenOn:
         """Writes the pod. Raises NotFoundError, InvalidRequestError; PodError if the runner is away or runs no such command."""

@@ -75,7 +75,9 @@ async def create_pod(request: Request, identity: PodsWriter, parts: P) -> JSONRe
     await run_in_threadpool(parts.pod_limit.check, identity.key_id)
     # An idempotency key is good for this path only.
     posted = Posted(identity.organization_id, 201, request.url.path.encode() + b"\n" + raw, idempotency_key(request))
-    return JSONResponse(await answer_once(parts, posted, PodCreation(parts, identity, wanted).insert), 201)
+    creation = PodCreation(parts, identity, wanted)
+    await creation.check_branch()
+    return JSONResponse(await answer_once(parts, posted, creation.insert), 201)
 
 
 @router.get("/{key}", summary="Get a pod", response_model=PodAnswer, responses=pod_errors(401, 403, 404, 500, 503))

@@ -56,6 +56,12 @@ def git_environment(settings: Mapping[str, str]) -> dict[str, str]:
     return environment
 
 
+def network_environment(source: GitSource) -> dict[str, str]:
+    """The same for a call to the repository itself, with what opens it."""
+    ways = {name: value for name, value in os.environ.items() if name.lower() in NETWORK_VARIABLES}
+    return {**git_environment(_opening(source)), **ways}
+
+
 class Mirror:
     """One repository's copy in the directory `repositories`. `source` says where it comes from, and what opens it.
 
@@ -134,9 +140,7 @@ class Mirror:
         fresh.rename(self.path)
 
     async def _git(self, *arguments: str, network: bool = False) -> Done:
-        environment = git_environment(_opening(self._source) if network else {})
-        if network:
-            environment |= {name: value for name, value in os.environ.items() if name.lower() in NETWORK_VARIABLES}
+        environment = network_environment(self._source) if network else git_environment({})
         argv = ["git", "--git-dir", str(self.path), *arguments]
         seconds = NETWORK_SECONDS if network else LOCAL_SECONDS
         return await run(Step(argv, environment, self.path, seconds, most_bytes=REFS_BYTES))

@@ -124,6 +124,14 @@ class SpooledLine:
     text: str
 
 
+class Remotes(Protocol):
+    """Git repositories, as far as this host can ask them."""
+
+    async def lacks_branch(self, source: GitSource) -> bool:
+        """Whether the repository says that it has no such branch; False if it cannot be asked, within some seconds."""
+        ...
+
+
 class RunnerApi(Protocol):
     """Kiln's API, as runners use it. Any call may raise UnavailableError; RefusedError for a token that is no more, and
     once another process has registered as this runner."""

@@ -194,12 +194,27 @@ def test_two_pods_work_on_one_branch_and_lose_nothing(rig: PodRig, origin: Path)
     assert eventually(lambda: not any(rig.sandbox(key).exists() for key in keys), 20)
 
 
-def test_an_unknown_branch_fails_the_pod_with_a_sentence(rig: PodRig, origin: Path) -> None:
-    """Only the runner can know; nothing of the pod stays."""
+def test_an_unknown_branch_is_refused(rig: PodRig, origin: Path) -> None:
+    """A repository that Kiln reaches is asked; nothing of the pod is there."""
     repository = _register(rig, f"app-{uuid.uuid4().hex[:6]}", origin)
-    key = rig.create("true", repository_id=repository, branch="no-such", auto_close=True)
-    pod = rig.wait(key)
-    assert (pod["status"], pod["error"]) == ("failed", "branch no-such is not in the repository")
+    before = rig.http.get(PODS).json()["total"]
+    answer = rig.http.post(
+        PODS,
+        json={"runner_id": "local", "custom_agent_command": "true", "repository_id": repository, "branch": "no-such"},
+    )
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "branch: branch no-such is not in the repository", "code": "VALIDATION_FAILED"},
+    )
+    assert rig.http.get(PODS).json()["total"] == before
+
+
+def test_a_branch_that_only_the_runner_can_look_for_fails_the_pod(rig: PodRig, origin: Path) -> None:
+    """The repository's default branch, which is gone: the pod says so, and nothing of it stays."""
+    repository = _register(rig, f"app-{uuid.uuid4().hex[:6]}", origin)
+    _git(origin, "branch", "-m", "main", "trunk")
+    pod = rig.wait(key := rig.create("true", repository_id=repository, auto_close=True))
+    assert (pod["status"], pod["error"]) == ("failed", "branch main is not in the repository")
     assert eventually(lambda: not rig.sandbox(key).exists(), 20)
 
 
