@@ -10,6 +10,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.agent_attempt import AgentParts
 from activities.attempt import AttemptTerms
 from activities.cleanup import CleanupActivities
 from activities.container_attempt import ContainerParts, TransferParts
@@ -28,6 +29,7 @@ from activities.publication import PublicationActivities
 from activities.record import RecordActivities
 from activities.snapshot import SnapshotActivities, SnapshotParts
 from activities.verify import VerifyActivities
+from kiln.adapters.agent_images import AgentImagePlace, AgentImageRuns
 from kiln.adapters.buildx import BuildxPlace, BuildxRuns, buildx_program
 from kiln.adapters.engines import Engines
 from kiln.adapters.packer import PackerPlace, PackerRuns
@@ -242,7 +244,8 @@ def packer_worker(adapters: Adapters, client: Client) -> Worker:
 
 
 def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
-    """Dockerfile builds: one worker for the queue of each platform, which share the engines."""
+    """Builds from Dockerfiles and the agents' template: one worker for the queue of each platform, which share the
+    engines."""
     settings = adapters.settings
     hosts = engine_hosts(settings)
     if not hosts:
@@ -256,20 +259,25 @@ def container_workers(adapters: Adapters, client: Client) -> list[Worker]:
         builder=settings.builder,
         registry_cache=settings.registry_cache,
     )
-    parts = ContainerParts(
-        ledger=adapters.ledger,
-        logs=adapters.logs,
-        tools=GuardedToolbox(),
-        terms=_registry_terms(settings),
-        holder=adapters.name,
-        client=client,
-        registry=adapters.registry,
-        engines=Engines(hosts, settings.container_slots, locks=settings.home_dir / "engines"),
-        contexts=adapters.contexts,
-        kit=BuildxRuns(place, _credential(adapters)),
-    )
-    build = ContainerActivities(parts).build
+    engines = Engines(hosts, settings.container_slots, locks=settings.home_dir / "engines")
+    kit = BuildxRuns(place, _credential(adapters))
+    parts = ContainerParts(**_registry_parts(adapters, client), engines=engines, contexts=adapters.contexts, kit=kit)
+    build = ContainerActivities(parts, _agent_parts(adapters, client, engines)).build
     return [_builder(client, queue, build, settings.container_slots) for queue in queues_of("container", settings)]
+
+
+def _agent_parts(adapters: Adapters, client: Client, engines: Engines) -> AgentParts:
+    """Without Packer on this host, a build that needs it says so."""
+    settings = adapters.settings
+    place = AgentImagePlace(
+        program=settings.packer,
+        template_dir=PROJECT_ROOT / "packer",
+        work_dir=settings.runs_dir,
+        registry_host=settings.registry_host,
+        ca_bundle=settings.ca_bundle,
+    )
+    kit = AgentImageRuns(place, _credential(adapters))
+    return AgentParts(**_registry_parts(adapters, client), engines=engines, public=adapters.public, kit=kit)
 
 
 def transfer_worker(adapters: Adapters, client: Client) -> Worker:
@@ -277,17 +285,8 @@ def transfer_worker(adapters: Adapters, client: Client) -> Worker:
     settings = adapters.settings
     _require_program(settings.skopeo, "KILN_SKOPEO", "skopeo")
     place = SkopeoPlace(program=settings.skopeo, work_dir=settings.runs_dir, registry_host=settings.registry_host)
-    parts = TransferParts(
-        ledger=adapters.ledger,
-        logs=adapters.logs,
-        tools=GuardedToolbox(),
-        terms=_registry_terms(settings),
-        holder=adapters.name,
-        client=client,
-        registry=adapters.registry,
-        public=adapters.public,
-        kit=SkopeoRuns(place, _credential(adapters)),
-    )
+    kit = SkopeoRuns(place, _credential(adapters))
+    parts = TransferParts(**_registry_parts(adapters, client), public=adapters.public, kit=kit)
     return _builder(client, TRANSFER_QUEUE, TransferActivities(parts).transfer, settings.transfer_slots)
 
 
@@ -305,9 +304,19 @@ def _builder(client: Client, queue: str, build: Callable[..., Any], slots: int) 
     )
 
 
-def _registry_terms(settings: Settings) -> AttemptTerms:
+def _registry_parts(adapters: Adapters, client: Client) -> dict[str, Any]:
+    """What every attempt has that pushes to the registry."""
+    settings = adapters.settings
     grace = timedelta(seconds=settings.cancel_grace_seconds)
-    return AttemptTerms(limit=settings.container_timeout, lease=settings.lease, grace=grace)
+    return {
+        "ledger": adapters.ledger,
+        "logs": adapters.logs,
+        "tools": GuardedToolbox(),
+        "terms": AttemptTerms(limit=settings.container_timeout, lease=settings.lease, grace=grace),
+        "holder": adapters.name,
+        "client": client,
+        "registry": adapters.registry,
+    }
 
 
 def _credential(adapters: Adapters) -> Callable[[Order], str]:

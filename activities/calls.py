@@ -1,9 +1,9 @@
-"""Blocking calls that change something, made from a coroutine that may be cancelled."""
+"""Calls that change something, made from a coroutine that may be cancelled."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,4 +23,14 @@ async def seen_through(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         return await asyncio.shield(thread)
     except asyncio.CancelledError:
         await asyncio.wait({thread}, timeout=PATIENCE.total_seconds())
+        raise
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that cleans up: a cancellation is passed on once that is done. Raises what it raises."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
         raise

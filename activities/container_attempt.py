@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from activities.buildkit_output import BuildkitOutput
+from activities.calls import to_its_end
 from activities.heartbeat import Lease
 from activities.skopeo_output import failure as transfer_failure
 from activities.tool_attempt import ToolAttempt, ToolParts, how_it_ended
@@ -114,6 +115,17 @@ class RegistryAttempt(ToolAttempt[R]):
     def _failure(self) -> KilnError:
         """What the tool's output ends in; an error that is not the build's own is worth another attempt."""
 
+    async def _all_public(self, order: Order, repositories: set[str]) -> bool:
+        """Whether anybody may read these repositories of Kiln's registry.
+
+        Raises SourceUnavailableError if one of them is not for the build's organization.
+        """
+        readable = await asyncio.to_thread(self._parts.ledger.may_pull, order.organization_id, repositories)
+        if repositories - readable:
+            foreign = f"{self._parts.registry.host}/{min(repositories - readable)}"
+            raise SourceUnavailableError(f"{foreign}: no such image, or not yours to use")
+        return await asyncio.to_thread(self._parts.ledger.may_pull, "", repositories) == repositories
+
     def _built(self, order: Order, digest: str, *, adopted: bool) -> BuiltImage:
         host = self._parts.registry.host
         return BuiltImage(image_id=digest, region="", account=host, attempt=order.attempt, adopted=adopted)
@@ -148,7 +160,7 @@ class ContainerAttempt(RegistryAttempt[ContainerParts]):
                 await self._run(order, job, lease, log, Redactor())
                 return self._reported(order, await asyncio.to_thread(self._parts.kit.digest, job))
             finally:
-                await self._tidy(order, folder, engine)
+                await to_its_end(self._tidy(order, folder, engine))
 
     async def _fetch_context(self, order: Order, folder: Path) -> Path:
         self._phase = "fetching the build context"
@@ -180,11 +192,7 @@ class ContainerAttempt(RegistryAttempt[ContainerParts]):
         fresh = used - self._allowed
         if not fresh:
             return
-        readable = await asyncio.to_thread(self._parts.ledger.may_pull, order.organization_id, fresh)
-        if fresh - readable:
-            raise SourceUnavailableError(f"{prefix}{min(fresh - readable)}: no such image, or not yours to use")
-        public = await asyncio.to_thread(self._parts.ledger.may_pull, "", fresh)
-        if self._engine is not None and fresh - public:
+        if not await self._all_public(order, fresh) and self._engine is not None:
             self._parts.engines.keep_private(self._engine)
         self._allowed |= fresh
 

@@ -1,7 +1,8 @@
-"""The activities that make container images: a Dockerfile build, and a transfer."""
+"""The activities that make container images: a build from a Dockerfile or the agents' template, and a transfer."""
 
 from temporalio import activity
 
+from activities.agent_attempt import AgentAttempt, AgentParts
 from activities.attempt import see_through
 from activities.container_attempt import ContainerAttempt, ContainerParts, TransferAttempt, TransferParts
 from kiln.models import BuildRef, BuiltImage
@@ -10,16 +11,20 @@ from kiln.models import BuildRef, BuiltImage
 class ContainerActivities:
     """Runs on the queues of the builders' platforms."""
 
-    def __init__(self, parts: ContainerParts) -> None:
+    def __init__(self, parts: ContainerParts, agents: AgentParts) -> None:
         self._parts = parts
+        self._agents = agents
 
     @activity.defn(name="container-build")
     async def build(self, build: BuildRef) -> BuiltImage:
-        """The image of this build under its staging name: what BuildKit makes now, or a lost attempt had pushed.
+        """The image of this build under its staging name: what BuildKit or Packer makes now, or a lost attempt had
+        pushed.
 
         Raises ToolFailedError, SourceUnavailableError, ContextMissingError, ContextInvalidError, BuildTimedOutError,
         BuildCancelledError, BuildOverError, AttemptLostError, WorkerStoppingError.
         """
+        if build.installs_agent:
+            return await see_through(AgentAttempt(self._agents, build))
         return await see_through(ContainerAttempt(self._parts, build))
 
 

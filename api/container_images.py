@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from api import container_bulk, errands, signed_uploads
+from api import agent_requests, container_bulk, errands, signed_uploads
 from api.auth import AUTH_SCHEMES, BUILDS_WRITE, Reader, Writer, require
 from api.body import idempotency_key, json_object
 from api.cancel import cancel
@@ -18,16 +18,17 @@ from api.container_names import PLATFORM, personal_or_team, require_admin, resol
 from api.container_requests import (
     StartRequest,
     WantedBuild,
-    WantedTransfer,
     WantedTransfers,
     check_sources,
     understand,
 )
 from api.container_updates import UpdateAnswer
 from api.container_views import (
+    NO_UPLOAD,
     ContainerBuildStatus,
     DeletedAnswer,
     build_status,
+    copies_answer,
     display,
     image_row,
     taken_on,
@@ -55,7 +56,7 @@ from kiln.errors import (
     InvalidRequestError,
     UnavailableError,
 )
-from kiln.models import Api, BuildStatus, Failure
+from kiln.models import Api, BuildStatus, ContainerBuildSpec, Failure, TransferSpec
 from kiln.naming import context_key
 from kiln.ports import ContextFacts
 from kiln.references import image_name_problem, image_tag_problem
@@ -73,13 +74,17 @@ _images = APIRouter(prefix=IMAGES_PATH, tags=["container-images"], dependencies=
 
 
 async def build(request: Request, parts: Parts, identity: Identity, raw: bytes, body: dict[str, Any]) -> JSONResponse:
-    """The answer to `POST /build` with a container-images body: a build that waits for its context, or copies."""
+    """The answer to `POST /build` with a container-images body: a build that waits for its context, one from the
+    agents' template, or copies."""
     answer_in_detail(request)
     require(identity, BUILDS_WRITE)
     await run_in_threadpool(parts.container_limits.build.check, _address(request), identity.key_id)
-    wanted = understand(body, identity)
+    wanted = _understood(parts, identity, body)
     parts.containers.require()
-    if isinstance(wanted, WantedBuild):
+    if isinstance(wanted, WantedBuild) and wanted.spec.agent is not None:
+        await run_in_threadpool(agent_requests.check_base_image, parts, identity, wanted.spec.agent)
+        insert = _agent_build(parts, identity, wanted)
+    elif isinstance(wanted, WantedBuild):
         insert = await _context_build(request, parts, identity, wanted)
     else:
         insert = _copies(parts, identity, await run_in_threadpool(check_sources, wanted, parts.containers.public))
@@ -212,6 +217,12 @@ router.include_router(signed_uploads.router)
 # What they are made of
 
 
+def _understood(parts: Parts, identity: Identity, body: dict[str, Any]) -> WantedBuild | WantedTransfers:
+    if agent_requests.is_agent_body(body):
+        return agent_requests.understand(body, identity, parts.settings.agent_base_image)
+    return understand(body, identity)
+
+
 def _address(request: Request) -> str:
     return request.client.host if request.client is not None else ""
 
@@ -262,6 +273,16 @@ async def _context_build(
     return insert
 
 
+def _agent_build(parts: Parts, identity: Identity, wanted: WantedBuild) -> Callable[[Transaction], TakenOn]:
+    new = _order(identity, wanted.platform, wanted.spec)
+
+    def insert(tx: Transaction) -> TakenOn:
+        taken = _take_on(tx, parts, new)
+        return TakenOn(taken.builds, {**taken.response, **NO_UPLOAD})
+
+    return insert
+
+
 def _take_on(tx: Transaction, parts: Parts, new: NewBuild) -> TakenOn:
     """A build's row, and its tag's."""
     target = new.spec.target  # type: ignore[union-attr]  # every container spec has one
@@ -272,44 +293,25 @@ def _take_on(tx: Transaction, parts: Parts, new: NewBuild) -> TakenOn:
 
 
 def _copies(parts: Parts, identity: Identity, wanted: WantedTransfers) -> Callable[[Transaction], TakenOn]:
-    orders = [_copy_order(identity, wanted.platform, transfer) for transfer in wanted.transfers]
+    orders = [None if one.spec is None else _order(identity, wanted.platform, one.spec) for one in wanted.transfers]
 
     def insert(tx: Transaction) -> TakenOn:
         taken = [None if order is None else _take_on(tx, parts, order) for order in orders]
         rows = [row for one in taken if one is not None for row in one.builds]
-        return TakenOn(rows, _copies_answer(wanted, [None if one is None else one.response for one in taken]))
+        return TakenOn(rows, copies_answer(wanted, [None if one is None else one.response for one in taken]))
 
     return insert
 
 
-def _copy_order(identity: Identity, platform: str, transfer: WantedTransfer) -> NewBuild | None:
-    if transfer.spec is None:
-        return None
+def _order(identity: Identity, platform: str, spec: ContainerBuildSpec | TransferSpec) -> NewBuild:
+    """A build that waits for nothing."""
     return NewBuild(
         organization_id=identity.organization_id,
         api=Api.CONTAINER_IMAGES,
-        spec=transfer.spec,
+        spec=spec,
         created_by=identity.key_id,
         platform=platform,
     )
-
-
-def _copies_answer(wanted: WantedTransfers, taken: list[dict[str, Any] | None]) -> dict[str, Any]:
-    accepted = [one for one in taken if one is not None]
-    first = accepted[0] if accepted else {"build_id": None, "fullImagePath": None, "visibility": None}
-    every = [build_id for one in accepted for build_id in one["buildIds"]]
-    answer: dict[str, Any] = {**first, "buildIds": every, "upload_url": None, "expires_in": None}
-    if wanted.several:
-        answer["results"] = [
-            {
-                "sourceImage": transfer.source,
-                "build": one,
-                "error": transfer.error.message if transfer.error is not None else None,
-                "retryable": transfer.retryable,
-            }
-            for transfer, one in zip(wanted.transfers, taken, strict=True)
-        ]
-    return answer
 
 
 def _filter(identity: Identity, search: str, team_id: str, owner_scope: str) -> TagFilter:

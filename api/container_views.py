@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from api.container_requests import WantedTransfers
 from api.ids import UUID_EXAMPLE, UuidText
 from api.times import Timestamp, iso, iso_or_none
 from kiln.catalog import tags
@@ -24,6 +25,8 @@ STATUS_WORDS = {
     BuildStatus.TIMED_OUT: "FAILED",
     BuildStatus.CANCELLED: "CANCELLED",
 }
+# What answers have to what is not built from an uploaded context.
+NO_UPLOAD: dict[str, Any] = {"upload_url": None, "expires_in": None}
 ERROR_STATUSES = frozenset({BuildStatus.FAILED, BuildStatus.TIMED_OUT})
 
 StatusWord = Literal["PENDING", "UPLOADING", "BUILDING", "COMPLETED", "FAILED", "CANCELLED"]
@@ -36,7 +39,7 @@ class ContainerBuildAnswer(BaseModel):
     build_id: UuidText | None
     fullImagePath: str | None = Field(examples=["registry.example/acme/myapp:v1"])  # noqa: N815  the wire's name
     buildIds: list[UuidText]  # noqa: N815  the wire's name
-    upload_url: str | None = Field(description="takes the context by PUT, without a key; null for a copy")
+    upload_url: str | None = Field(description="takes the context by PUT, without a key; null where none is awaited")
     expires_in: int | None = Field(description="seconds for which it does", examples=[3600])
     visibility: VisibilityWord | None = Field(examples=["PRIVATE"])
     results: list[dict[str, Any]] | None = Field(
@@ -112,6 +115,25 @@ def taken_on(build: Build, host: str, visibility: Visibility) -> dict[str, Any]:
         "fullImagePath": full_path(host, target_of(build)),
         "visibility": visibility.value,
     }
+
+
+def copies_answer(wanted: WantedTransfers, taken: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """The answer to a transfer, by what was taken on of it; None for a source that was refused."""
+    accepted = [one for one in taken if one is not None]
+    first = accepted[0] if accepted else {"build_id": None, "fullImagePath": None, "visibility": None}
+    every = [build_id for one in accepted for build_id in one["buildIds"]]
+    answer: dict[str, Any] = {**first, "buildIds": every, **NO_UPLOAD}
+    if wanted.several:
+        answer["results"] = [
+            {
+                "sourceImage": transfer.source,
+                "build": one,
+                "error": transfer.error.message if transfer.error is not None else None,
+                "retryable": transfer.retryable,
+            }
+            for transfer, one in zip(wanted.transfers, taken, strict=True)
+        ]
+    return answer
 
 
 def build_status(session: Transaction, found: BuildWithImage, host: str) -> dict[str, Any]:

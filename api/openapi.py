@@ -1,5 +1,6 @@
 """What OpenAPI says of bodies that routes read by themselves: `POST /api/v1/images/build` takes either contract's."""
 
+import re
 from collections.abc import Collection
 from itertools import chain
 from typing import Any
@@ -7,6 +8,16 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from api.agent_requests import (
+    AGENT_FIELDS,
+    PACKAGES,
+    PACKAGES_LENGTH,
+    URL,
+    URL_LENGTH,
+    VERSION,
+    VERSION_LENGTH,
+    AgentImageRequest,
+)
 from api.client_errors import CLIENT_PREFIX
 from api.container_requests import (
     CONTAINER_FIELDS,
@@ -28,18 +39,18 @@ from kiln.pod_orders import order_schema
 
 MACHINE_BODY = MachineBuildRequest.__name__
 CONTAINER_BODY = ContainerBuildRequest.__name__
+AGENT_BODY = AgentImageRequest.__name__
 REFERENCE = "#/components/schemas/{model}"
 # What the shared route's body may be.
-EITHER_BODY = {"oneOf": [{"$ref": REFERENCE.format(model=name)} for name in (MACHINE_BODY, CONTAINER_BODY)]}
+EITHER_BODY = {"oneOf": [{"$ref": REFERENCE.format(model=name)} for name in (MACHINE_BODY, CONTAINER_BODY, AGENT_BODY)]}
 NULL = {"type": "null"}
-SPELLINGS = ("provider", "agent_provider")
 FORMS = ("template", "template_source")
-# Between fields: a provider, both spellings alike, and one form of the template.
-TOGETHER = [
-    {"anyOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in SPELLINGS]},
-    {"anyOf": [{"properties": {name: {"enum": [provider, None]} for name in SPELLINGS}} for provider in Provider]},
-    {"anyOf": [{"properties": {name: NULL}} for name in FORMS]},
+# Between fields: a provider, and both spellings alike.
+ONE_PROVIDER = [
+    {"anyOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in AGENT_FIELDS]},
+    {"anyOf": [{"properties": {name: {"enum": [provider, None]} for name in AGENT_FIELDS}} for provider in Provider]},
 ]
+ONE_FORM = {"anyOf": [{"properties": {name: NULL}} for name in FORMS]}
 
 _WORD = "[a-z0-9]+(?:(?:_|__|-+)[a-z0-9]+)*"
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -86,7 +97,8 @@ def _body_schemas(parts: Parts) -> dict[str, Any]:
     containers = _container_body(parts.settings.transfer_registries)
     models = (StartRequest, UpdateRequest, *BODIES, *POD_BODIES, *RUNNER_BODIES)
     plain = (_schemas(model).items() for model in models)
-    return {**_machine_body(parts), **containers, **dict(chain.from_iterable(plain)), **_order()}
+    agents = _agent_body(parts.settings.transfer_registries, parts.settings.registry_host)
+    return {**_machine_body(parts), **containers, **agents, **dict(chain.from_iterable(plain)), **_order()}
 
 
 def _schemas(model: type[BaseModel]) -> dict[str, Any]:
@@ -112,23 +124,48 @@ def _machine_body(parts: Parts) -> dict[str, Any]:
         names = [name for name in template.public_names if name not in FIELD_VARIABLES]
         fields["variables"]["propertyNames"] = {"enum": names}
     fields.update({name: {**NULL, "description": "of container images"} for name in CONTAINER_FIELDS})
-    body["allOf"] = TOGETHER
+    body["allOf"] = [*ONE_PROVIDER, ONE_FORM]
     return schemas
 
 
 def _container_body(more_registries: Collection[str]) -> dict[str, Any]:
     schemas = _schemas(ContainerBuildRequest)
     body = schemas[CONTAINER_BODY]
+    _restrict_names(body["properties"])
+    body["properties"].update({name: {**NULL, "description": "of agents' images"} for name in AGENT_FIELDS})
+    body["allOf"] = [{"anyOf": [_of_a_build(), *_of_a_copy(more_registries)]}, *_namespaces()]
+    return schemas
+
+
+def _agent_body(more_registries: Collection[str], own_registry: str) -> dict[str, Any]:
+    schemas = _schemas(AgentImageRequest)
+    body = schemas[AGENT_BODY]
     fields = body["properties"]
+    _restrict_names(fields)
+    fields["agent_version"].update(pattern=_whole(VERSION), maxLength=VERSION_LENGTH)
+    fields["extra_packages"].update(pattern=_whole(PACKAGES), maxLength=PACKAGES_LENGTH)
+    fields["npm_registry"].update(pattern=_whole(URL), maxLength=URL_LENGTH)
+    # Which images of Kiln's own registry are the caller's, the document cannot say.
+    fields["base_image"]["pattern"] = rf"^{_SHORT}{_image_path((*more_registries, own_registry))}$"
+    body["allOf"] = [_of_a_build(), *ONE_PROVIDER, *_namespaces()]
+    return schemas
+
+
+def _whole(pattern: re.Pattern[str]) -> str:
+    return f"^(?:{pattern.pattern})$"
+
+
+def _restrict_names(fields: dict[str, Any]) -> None:
     fields["image_name"]["pattern"] = NAME
     fields["image_tag"]["pattern"] = TAG
     fields["dockerfile_path"].update(pattern=PATH, maxLength=PATH_LENGTH)
-    body["allOf"] = [
-        {"anyOf": [_of_a_build(), *_of_a_copy(more_registries)]},
+
+
+def _namespaces() -> list[dict[str, Any]]:
+    return [
         {"anyOf": [_all_null(*SCOPES), *(_on_the_platform(name) for name in SCOPES)]},
         {"anyOf": [_all_null(name) for name in TEAMS]},
     ]
-    return schemas
 
 
 def _all_null(*names: str) -> dict[str, Any]:
@@ -142,10 +179,7 @@ def _of_a_build() -> dict[str, Any]:
 
 def _of_a_copy(more_registries: Collection[str]) -> list[dict[str, Any]]:
     """One source, or several, in either spelling."""
-    hosts = "|".join(name.replace(".", r"\.") for name in (*REGISTRIES, *more_registries))
-    digest = "@sha256:[0-9a-f]{64}"
-    path = rf"(?:(?:{hosts})/{_PART}(?:/{_PART})*|{_WORD}(?:/{_PART})*)"
-    single = {"type": "string", "pattern": rf"^{_SHORT}[\s,]*{path}(?::{TAG[1:-1]})?(?:{digest})?[\s,]*$"}
+    single = {"type": "string", "pattern": rf"^{_SHORT}[\s,]*{_image_path(more_registries)}[\s,]*$"}
     several = {"type": "string", "pattern": SEVERAL}
     unnamed = _all_null("image_name", "image_tag")["properties"]
     forms = []
@@ -153,6 +187,13 @@ def _of_a_copy(more_registries: Collection[str]) -> list[dict[str, Any]]:
         forms.append({"required": [name], "properties": {name: single, other: NULL}})
         forms.append({"required": [name], "properties": {name: several, other: NULL, **unnamed}})
     return forms
+
+
+def _image_path(more_registries: Collection[str]) -> str:
+    hosts = "|".join(name.replace(".", r"\.") for name in (*REGISTRIES, *more_registries))
+    digest = "@sha256:[0-9a-f]{64}"
+    path = rf"(?:(?:{hosts})/{_PART}(?:/{_PART})*|{_WORD}(?:/{_PART})*)"
+    return rf"{path}(?::{TAG[1:-1]})?(?:{digest})?"
 
 
 def _on_the_platform(spelling: str) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def ref_of(build: Build) -> BuildRef:
         kind=BuildKind(build.kind),
         platform=build.platform,
         awaits_context=build.upload_until is not None,
+        installs_agent=builds.installs_agent(build),
     )
 
 

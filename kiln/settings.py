@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from kiln.errors import KilnError
+from kiln.errors import InvalidRequestError, KilnError
 from kiln.naming import PLATFORMS
+from kiln.references import parse_reference
 
 # Root's homes are closed to the users that its agents run as.
 RUNNERS_DIR = Path("/var/lib/kiln")
@@ -78,6 +79,7 @@ class Settings(BaseSettings):
     packer_slots: Annotated[int, Field(ge=1, le=1000)] = 4
     packer_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     template_dir: Path | None = None
+    agent_base_image: str = "debian:bookworm-slim"
     snapshot_timeout_seconds: Annotated[int, Field(ge=1)] = 7200
 
     containers: bool = True
@@ -146,6 +148,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_names(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("agent_base_image")
+    @classmethod
+    def _check_reference(cls, value: str) -> str:
+        try:
+            return str(parse_reference(value))
+        except InvalidRequestError as error:
+            raise ValueError(error.problem) from None
 
     @model_validator(mode="after")
     def _check_together(self) -> "Settings":

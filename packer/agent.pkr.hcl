@@ -3,6 +3,9 @@
 #   packer build -only=amazon-ebs.agent -var-file=build.pkrvars.json packer/agent.pkr.hcl
 #   packer build -only=docker.agent     -var-file=build.pkrvars.json packer/agent.pkr.hcl
 #
+# docker.published pulls its base image, and pushes what it makes: so Kiln builds container images. It is a source of its
+# own because Packer 1.6.6 takes no expressions in a post-processor's `only`.
+#
 # Works with Packer 1.6.6, which has all builders built in and no `regex` function: hence regex_replace(…) == "" in the
 # validations. A current Packer gets its plugins with `packer init packer/plugins.pkr.hcl` first.
 
@@ -188,7 +191,7 @@ variable "kiln_iam_instance_profile" {
 
 variable "kiln_base_image" {
   type        = string
-  description = "Image, present in the Docker engine, that the container image begins with: Debian or Ubuntu."
+  description = "Image that the container image begins with, Debian or Ubuntu. docker.agent needs it in the engine."
   default     = "kiln/minbase:bookworm"
 }
 
@@ -202,6 +205,12 @@ variable "kiln_container_network" {
   type        = string
   description = "Docker network of the build's container: bridge, or host where the engine has no bridge."
   default     = "bridge"
+}
+
+variable "kiln_container_name" {
+  type        = string
+  description = "Name of docker.published's container; its image has it as the label kiln-build."
+  default     = "kiln-agent-build"
 }
 
 # The bundle is used while the image is built, and does not stay in it: an image that trusts a build site's proxy would
@@ -238,9 +247,19 @@ locals {
     local.container_repository == local.container_reference ? "latest" : regex_replace(local.container_reference, "^.*:", "")
   )
 
+  # Not Packer's default, which gives an entry point that the image keeps: `docker commit` cannot clear one.
+  container_options = ["-d", "-i", "-t", "--network=${var.kiln_container_network}"]
+  container_command = ["--", "{{.Image}}", "/bin/sh"]
+  image_changes = [
+    "CMD [\"/bin/bash\"]",
+    "USER ${var.agent_user}",
+    "WORKDIR /home/${var.agent_user}",
+    "LABEL agent-provider=${var.provider}",
+  ]
+
   # For `except`, which may be an expression: without a communicator, Packer 1.6.6 tries a provisioner for five minutes
   # and fails the build.
-  every_source      = ["amazon-ebs.agent", "docker.agent"]
+  every_source      = ["amazon-ebs.agent", "docker.agent", "docker.published"]
   unreached_sources = local.provisioned ? [] : ["amazon-ebs.agent"]
 
   upload_folder = "/tmp/kiln-build"
@@ -289,22 +308,27 @@ source "amazon-ebs" "agent" {
 }
 
 source "docker" "agent" {
-  image  = var.kiln_base_image
-  pull   = false
-  commit = true
+  image       = var.kiln_base_image
+  pull        = false
+  commit      = true
+  run_command = concat(local.container_options, local.container_command)
+  changes     = local.image_changes
+}
 
-  # Not Packer's default, which gives an entry point that the image keeps: `docker commit` cannot clear one.
-  run_command = ["-d", "-i", "-t", "--network=${var.kiln_container_network}", "--", "{{.Image}}", "/bin/sh"]
-  changes = [
-    "CMD [\"/bin/bash\"]",
-    "USER ${var.agent_user}",
-    "WORKDIR /home/${var.agent_user}",
-    "LABEL agent-provider=${var.provider}",
-  ]
+# Its container is found by its name, and its image by its label, if Packer is killed. The base image may have a user that
+# is not root.
+source "docker" "published" {
+  image  = var.kiln_base_image
+  pull   = true
+  commit = true
+  run_command = concat(
+    local.container_options, ["--user=0", "--name=${var.kiln_container_name}"], local.container_command
+  )
+  changes = concat(local.image_changes, ["LABEL kiln-build=${var.kiln_container_name}"])
 }
 
 build {
-  sources = ["source.amazon-ebs.agent", "source.docker.agent"]
+  sources = ["source.amazon-ebs.agent", "source.docker.agent", "source.docker.published"]
 
   provisioner "shell" {
     except = local.unreached_sources
@@ -339,9 +363,15 @@ build {
     inline          = ["bash ${local.upload_folder}/build.sh"]
   }
 
-  post-processor "docker-tag" {
-    only       = ["docker.agent"]
-    repository = local.container_repository
-    tags       = [local.container_tag]
+  post-processors {
+    post-processor "docker-tag" {
+      only       = ["docker.agent", "docker.published"]
+      repository = local.container_repository
+      tags       = [local.container_tag]
+    }
+
+    post-processor "docker-push" {
+      only = ["docker.published"]
+    }
   }
 }

@@ -54,6 +54,12 @@ def buildx_program(setting: str) -> tuple[str, ...]:
     return program
 
 
+def engine_tls(engine: Engine, docker_config: Path) -> dict[str, str]:
+    """The operator's TLS settings for an engine across the network; their certificates stay where they are."""
+    given = inherited(*TLS_ENVIRONMENT) if engine.host.startswith("tcp://") else {}
+    return {"DOCKER_CERT_PATH": str(docker_config), **given} if given else {}
+
+
 @dataclass(frozen=True)
 class BuildxPlace:
     """Where and how buildx runs here: settings, fixed at the worker's start. `builder` names one that
@@ -148,13 +154,8 @@ class BuildxRuns:
             "DOCKER_CONFIG": str(folder / "docker"),
             "BUILDX_CONFIG": str(folder / "buildx"),
             "BUILDX_GIT_INFO": "false",
-            **(self._tls() if engine.host.startswith("tcp://") else {}),
+            **engine_tls(engine, self._place.docker_config),
         }
-
-    def _tls(self) -> dict[str, str]:
-        """The operator's TLS settings for an engine across the network; their certificates stay where they are."""
-        given = inherited(*TLS_ENVIRONMENT)
-        return {"DOCKER_CERT_PATH": str(self._place.docker_config), **given} if given else {}
 
     def _write_docker_config(self, folder: Path, order: Order) -> None:
         folder.mkdir(mode=0o700)

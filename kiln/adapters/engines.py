@@ -9,19 +9,21 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
 from kiln.errors import UnavailableError
 from kiln.naming import STAGING_OWNER
-from kiln.ports import Engine
+from kiln.ports import Engine, Traces
 
 FORGET_TIMEOUT = timedelta(seconds=30)
 LOCK_PAUSE = timedelta(milliseconds=100)
 MAX_AFFINITIES = 4096
 IN_USE = "in use:"
-MARK_BYTES = 1024
+# Room for an owner, and for what a build leaves: references have 1024 characters at most.
+MARK_BYTES = 8192
+IMAGE_LABEL = "kiln-build"
 # An engine elsewhere is reached over TLS or SSH with these; no other variable of the worker's is for the client.
 KEPT_VARIABLES = ("PATH", "HOME", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "SSH_AUTH_SOCK")
 
@@ -65,7 +67,13 @@ class Engines:
         """Notes that the engine has what the lease's owner may read, and others may not."""
         lease = self._leases.get(engine.name)
         if lease is not None:
-            _write_mark(lease.lock, f"{IN_USE}{lease.owner}")
+            _write_mark(lease.lock, replace(_read_mark(lease.lock), private_to=lease.owner))
+
+    def expect(self, engine: Engine, traces: Traces) -> None:
+        """Notes what a build is going to make in the engine, for whoever has it after this process's death."""
+        lease = self._leases.get(engine.name)
+        if lease is not None:
+            _write_mark(lease.lock, replace(_read_mark(lease.lock), traces=traces))
 
     async def _take_alone(self, affinity: str) -> tuple[Engine, int | None]:
         """An engine that no other process builds in, and the open file that says so until it is closed."""
@@ -89,23 +97,51 @@ class Engines:
         if problem:
             log.warning("%s keeps names of images: %s", engine.name, problem)
 
+    async def clear(self, engine: Engine, traces: Traces) -> None:
+        """Removes a build's container, and its images. What cannot be removed is logged, and tried again at the engine's
+        next lease."""
+        named, made = f"--filter=name=^/?{traces.container}$", f"--filter=label={IMAGE_LABEL}={traces.container}"
+        try:
+            containers = await self._ids(engine, "container", "ls", "--all", "--no-trunc", "--quiet", named)
+            if containers:
+                await self._docker(engine, "container", "rm", "--force", "--volumes", *containers)
+            images = await self._ids(engine, "image", "ls", "--no-trunc", "--quiet", made)
+            await self._docker(engine, "image", "rm", "--force", *traces.images, *images)
+        except UnavailableError as error:
+            log.warning("%s", error)
+            return
+        lease = self._leases.get(engine.name)
+        if lease is not None:
+            _write_mark(lease.lock, replace(_read_mark(lease.lock), traces=None))
+
+    async def _ids(self, engine: Engine, *listing: str) -> list[str]:
+        return list(dict.fromkeys((await self._docker(engine, *listing)).split()))
+
+    async def _docker(self, engine: Engine, *arguments: str) -> str:
+        """What the command printed. Raises UnavailableError if it failed."""
+        printed, problem = await _run([self._program, "--host", engine.host, *arguments])
+        if problem:
+            raise UnavailableError(f"{engine.name} keeps what a build has left: {problem}")
+        return printed
+
     @asynccontextmanager
     async def _entered(self, engine: Engine, lease: "_Lease") -> AsyncIterator[None]:
         """Cleans up what earlier builds left there that died, or that this one's owner may not read."""
         mark = _read_mark(lease.lock)
-        private_to = mark.removeprefix(IN_USE)
-        if mark.startswith(IN_USE):
+        if mark.traces is not None:
+            await self.clear(engine, mark.traces)
+        if mark.in_use:
             await self._forget_staged(engine)
-        if private_to not in ("", lease.owner):
+        if mark.private_to not in ("", lease.owner):
             await self._forget_layers(engine)
-            private_to = ""
-        _write_mark(lease.lock, f"{IN_USE}{private_to}")
+            mark = _Mark()
+        _write_mark(lease.lock, _Mark(in_use=True, private_to=mark.private_to))
         self._leases[engine.name] = lease
         try:
             yield
         finally:
             del self._leases[engine.name]
-            _write_mark(lease.lock, _read_mark(lease.lock).removeprefix(IN_USE))
+            _write_mark(lease.lock, replace(_read_mark(lease.lock), in_use=False))
 
     async def _forget_staged(self, engine: Engine) -> None:
         """Drops the names of all builds' images, of which none is running."""
@@ -171,14 +207,27 @@ class _Lease:
     owner: str
 
 
-def _read_mark(lock: int) -> str:
-    """Nothing, `in use:`, an owner to whom the engine's layers are private, or both."""
-    return os.pread(lock, MARK_BYTES, 0).decode()
+@dataclass(frozen=True)
+class _Mark:
+    """What the next build in an engine is to know of it: whether one died there and what it may have left, and to which
+    owner its layers are private."""
+
+    in_use: bool = False
+    private_to: str = ""
+    traces: Traces | None = None
 
 
-def _write_mark(lock: int, mark: str) -> None:
+def _read_mark(lock: int) -> _Mark:
+    """Words of a line, none of which can hold a space: `in use:`, an owner after it, a container, images."""
+    text = os.pread(lock, MARK_BYTES, 0).decode()
+    owner, *names = text.removeprefix(IN_USE).split(" ")
+    return _Mark(text.startswith(IN_USE), owner, Traces(names[0], tuple(names[1:])) if names else None)
+
+
+def _write_mark(lock: int, mark: _Mark) -> None:
+    traces = (mark.traces.container, *mark.traces.images) if mark.traces else ()
     os.ftruncate(lock, 0)
-    os.pwrite(lock, mark.encode(), 0)
+    os.pwrite(lock, f"{IN_USE if mark.in_use else ''}{' '.join((mark.private_to, *traces))}".encode(), 0)
 
 
 def _try_lock(folder: Path, host: str) -> int | None:

@@ -136,15 +136,20 @@ class PackerRuns:
         return {**order.machine.tags, **resource_tags(self._place.installation, order.build_id, order.attempt)}
 
     def _environment(self, folder: Path) -> Mapping[str, str]:
-        base = {
-            **base_environment(folder),
-            "PACKER_CACHE_DIR": str(folder / "cache"),
-            "PACKER_CONFIG_DIR": os.environ.get("PACKER_CONFIG_DIR", str(Path.home() / ".config" / "packer")),
-            "CHECKPOINT_DISABLE": "1",
-        }
+        base = packer_environment(folder)
         if self._place.simulated:
             return {**base, **SIMULATED_ENVIRONMENT}
         return {**base, **_aws_files(), **inherited(*AWS_ENVIRONMENT, *NETWORK_ENVIRONMENT)}
+
+
+def packer_environment(folder: Path) -> dict[str, str]:
+    """What every Packer has; it writes below `folder`, and takes its plugins from where the operator has them."""
+    return {
+        **base_environment(folder),
+        "PACKER_CACHE_DIR": str(folder / "cache"),
+        "PACKER_CONFIG_DIR": os.environ.get("PACKER_CONFIG_DIR", str(Path.home() / ".config" / "packer")),
+        "CHECKPOINT_DISABLE": "1",
+    }
 
 
 def _aws_files() -> dict[str, str]:

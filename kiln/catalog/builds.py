@@ -252,6 +252,11 @@ def count_by_status(session: Session) -> dict[tuple[str, str], int]:
     return {(BuildKind(kind).value, status): count for kind, status, count in rows}
 
 
+def installs_agent(row: Build) -> bool:
+    """Whether it is a container build from the agents' template."""
+    return bool(row.spec.get("agent"))
+
+
 def shown_status(row: Build) -> BuildStatus:
     """The build's status in the words of `kiln.md`."""
     if row.status in OPEN and row.cancel_requested_at is not None and row.publishing_at is None:

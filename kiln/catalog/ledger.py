@@ -278,6 +278,7 @@ def _brief(row: Build) -> BuildBrief:
         kind=BuildKind(row.kind),
         platform=row.platform,
         awaits_context=row.upload_until is not None,
+        installs_agent=builds.installs_agent(row),
     )
     return BuildBrief(
         ref=ref,

@@ -2,6 +2,7 @@
 
 from kiln.models.builds import (
     OPEN_STATUSES,
+    AgentInstall,
     Api,
     BuildEnd,
     BuilderReport,
@@ -82,6 +83,7 @@ __all__ = [
     "MAX_PROMPT_BYTES",
     "OPEN_POD_STATUSES",
     "OPEN_STATUSES",
+    "AgentInstall",
     "AgentType",
     "Api",
     "BuildEnd",

@@ -143,9 +143,21 @@ class SourceNotes(Frozen):
     working_tree_hash: str | None = None
 
 
+class AgentInstall(Frozen):
+    """An agent that Kiln's own template installs on a base image, which is a whole reference
+    (`docker.io/library/debian:bookworm-slim`). `extra_packages` are joined with spaces; without `npm_registry` it is
+    npm's default."""
+
+    provider: Provider
+    version: str = "latest"
+    base_image: str
+    extra_packages: str = ""
+    npm_registry: str = ""
+
+
 class ContainerBuildSpec(Frozen):
-    """What a Dockerfile build was asked for. Build arguments whose name says that they are secret are kept encrypted
-    beside the spec, and only named here."""
+    """What a container build was asked for: a Dockerfile's, or an `agent`. Build arguments whose name says that they are
+    secret are kept encrypted beside the spec, and only named here."""
 
     kind: Literal[BuildKind.CONTAINER] = BuildKind.CONTAINER
     target: Target
@@ -153,6 +165,7 @@ class ContainerBuildSpec(Frozen):
     build_args: dict[str, str] = Field(default_factory=dict)
     secret_names: tuple[str, ...] = ()
     source: SourceNotes = SourceNotes()
+    agent: AgentInstall | None = None
 
 
 class TransferSpec(Frozen):
@@ -188,13 +201,17 @@ BuildSpec = Annotated[
 
 
 class BuildRef(Frozen):
-    """A build workflow's whole input: activities read the rest from the catalog."""
+    """A build workflow's whole input: activities read the rest from the catalog.
+
+    `installs_agent`: a container image that Packer makes from the agents' template.
+    """
 
     build_id: str
     organization_id: str
     kind: BuildKind
     platform: str = "linux/amd64"
     awaits_context: bool = False
+    installs_agent: bool = False
 
 
 class ImageRef(Frozen):

@@ -5,6 +5,7 @@ Adapters implement them; tests may put fakes behind the same contract tests.
 
 from kiln.ports.cloud import Ami, Cloud, ImageDeletion, Marks, Resource, SecurityGroupRequest
 from kiln.ports.containers import (
+    AgentKit,
     ContainerKit,
     Contexts,
     ContextUpload,
@@ -14,6 +15,7 @@ from kiln.ports.containers import (
     PublicRegistries,
     Registry,
     ToolJob,
+    Traces,
     TransferKit,
 )
 from kiln.ports.facts import ContextFacts, ImageFacts
@@ -48,6 +50,7 @@ from kiln.ports.software import BaseImage, Program, SoftwareShelf
 from kiln.ports.tools import PackerJob, PackerKit, TemplateShelf, TemplateView, Tool, Toolbox, ToolExit, ToolLine
 
 __all__ = [
+    "AgentKit",
     "Ami",
     "BaseImage",
     "BuildBrief",
@@ -104,5 +107,6 @@ __all__ = [
     "ToolJob",
     "ToolLine",
     "Toolbox",
+    "Traces",
     "TransferKit",
 ]

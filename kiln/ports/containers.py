@@ -155,6 +155,15 @@ class Engine:
     host: str
 
 
+@dataclass(frozen=True)
+class Traces:
+    """What a tool that was killed may leave in an engine: a container, images with its name as their label `kiln-build`,
+    and images by these names."""
+
+    container: str
+    images: tuple[str, ...]
+
+
 class EnginePool(Protocol):
     """The engines of this worker, one a slot."""
 
@@ -171,6 +180,15 @@ class EnginePool(Protocol):
 
     async def forget(self, engine: Engine, references: Collection[str]) -> None:
         """Drops a build's image names from the engine, whose layer cache stays."""
+        ...
+
+    def expect(self, engine: Engine, traces: Traces) -> None:
+        """Says what a build is going to make in the engine, which is leased: if this process dies, that goes before the
+        engine is leased again, unless others than Kiln have it, too."""
+        ...
+
+    async def clear(self, engine: Engine, traces: Traces) -> None:
+        """Removes from the engine what is there of it."""
         ...
 
 
@@ -191,6 +209,26 @@ class ContainerKit(Protocol):
 
     def digest(self, job: ToolJob) -> str | None:
         """The digest of the pushed manifest, as BuildKit reported it; None if it did not."""
+        ...
+
+    def discard(self, folder: Path) -> None:
+        """Removes the run's directory."""
+        ...
+
+
+class AgentKit(Protocol):
+    """Makes runs of Packer's agents' template out of orders."""
+
+    def folder(self, order: Order) -> Path:
+        """A new directory for this run (mode 0700)."""
+        ...
+
+    def prepare(self, order: Order, folder: Path, engine: Engine) -> ToolJob:
+        """The run that installs the order's agent on its base image and pushes to the attempt's staging name."""
+        ...
+
+    def traces(self, order: Order) -> Traces:
+        """What the run makes in the engine."""
         ...
 
     def discard(self, folder: Path) -> None:

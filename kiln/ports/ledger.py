@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 from kiln.models import (
+    AgentInstall,
     BuildEnd,
     BuildRef,
     BuildSpec,
@@ -48,6 +49,13 @@ class Order:
     def container(self) -> ContainerBuildSpec:
         """The spec of a Dockerfile build; any other kind is a fault of the caller's."""
         return _spec_of(self, ContainerBuildSpec)
+
+    @property
+    def agent(self) -> AgentInstall:
+        """What a container build from the agents' template installs; any other kind is a fault of the caller's."""
+        if self.container.agent is None:
+            raise TypeError(f"build {self.build_id} installs no agent")
+        return self.container.agent
 
     @property
     def transfer(self) -> TransferSpec:

@@ -9,7 +9,7 @@ import pytest
 
 from kiln.adapters.engines import Engines
 from kiln.errors import UnavailableError
-from kiln.ports import Engine
+from kiln.ports import Engine, Traces
 
 HOSTS = ("unix:///a.sock", "unix:///b.sock", "unix:///c.sock")
 
@@ -103,10 +103,11 @@ async def test_two_workers_never_build_in_one_engine(tmp_path: Path) -> None:
         assert await asyncio.wait_for(third, 2) == second.host
 
 
-def recording_docker(folder: Path, code: int = 0) -> tuple[str, Path]:
-    """A docker command that notes its arguments and ends with this code; its path, and the notes' file."""
+def recording_docker(folder: Path, code: int = 0, listing: str = "") -> tuple[str, Path]:
+    """A docker command that notes its arguments, lists what `listing` echoes, and ends with this code; its path, and the
+    notes' file."""
     notes, script = folder / "notes", folder / "docker"
-    script.write_text(f'#!/bin/sh\necho "$@" >>{notes}\nexit {code}\n')
+    script.write_text(f'#!/bin/sh\necho "$@" >>{notes}\n{listing}\nexit {code}\n')
     script.chmod(0o755)
     notes.touch()
     return str(script), notes
@@ -136,6 +137,61 @@ async def test_an_engine_that_keeps_private_layers_takes_no_other_owner(tmp_path
     with pytest.raises(UnavailableError, match="another owner's layers"):
         await host_of(engines, "rival/app")
     assert await host_of(engines, "acme/app") == HOSTS[0]
+
+
+TRACES = Traces("kiln-agent-1", ("registry.test/kiln-staging/1:attempt-1", "registry.test/acme/base:v1"))
+CLEARING = [
+    "container ls --all --no-trunc --quiet --filter=name=^/?kiln-agent-1$",
+    "image ls --no-trunc --quiet --filter=label=kiln-build=kiln-agent-1",
+    "image rm --force registry.test/kiln-staging/1:attempt-1 registry.test/acme/base:v1",
+]
+
+
+def asked(notes: Path) -> list[str]:
+    """What the docker command was called with, less the host."""
+    return [line.removeprefix(f"--host {HOSTS[0]} ") for line in notes.read_text().splitlines()]
+
+
+async def test_what_a_dead_build_was_going_to_make_goes_before_the_next(tmp_path: Path) -> None:
+    """The lock and its mark outlive the process that took them, also if it said later that the engine is private."""
+    program, notes = recording_docker(tmp_path)
+    engines = Engines(HOSTS[:1], 1, locks=tmp_path / "locks", program=program)
+    async with engines.lease("acme/agent") as engine:
+        engines.expect(engine, TRACES)
+        engines.keep_private(engine)
+        mark = next((tmp_path / "locks").iterdir())
+        as_it_dies = mark.read_bytes()
+        await engines.clear(engine, TRACES)
+    notes.write_text("")
+    assert await host_of(engines, "acme/agent") == HOSTS[0]
+    assert asked(notes) == []
+    mark.write_bytes(as_it_dies)
+    await host_of(engines, "acme/agent")
+    assert asked(notes)[:3] == CLEARING
+    assert not any("prune" in line for line in asked(notes))
+    assert (await host_of(engines, "rival/agent"), "builder prune" in notes.read_text()) == (HOSTS[0], True)
+
+
+async def test_what_could_not_be_removed_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the engine's next lease; what was removed is not looked for any more."""
+    failing, notes = recording_docker(tmp_path, code=1)
+    locks = tmp_path / "locks"
+    for program, seen in ((failing, 1), (failing, 2), ("true", 2), (failing, 2)):
+        engines = Engines(HOSTS[:1], 1, locks=locks, program=program)
+        async with engines.lease("acme/agent") as engine:
+            if seen == 1:
+                engines.expect(engine, TRACES)
+                await engines.clear(engine, TRACES)
+        assert asked(notes).count(CLEARING[0]) == seen
+    assert "engine-1 keeps what a build has left" in caplog.text
+
+
+async def test_containers_and_images_are_found_by_the_builds_name(tmp_path: Path) -> None:
+    """Both are removed by their ids, and whatever is named."""
+    listing = 'case "$*" in *" container ls "*) echo c1;; *" image ls "*) echo i1; echo i1;; esac'
+    program, notes = recording_docker(tmp_path, listing=listing)
+    await Engines(HOSTS, 1, program=program).clear(Engine("engine-1", HOSTS[0]), TRACES)
+    assert asked(notes) == [CLEARING[0], "container rm --force --volumes c1", CLEARING[1], f"{CLEARING[2]} i1"]
 
 
 @pytest.mark.parametrize("program", ["false", "no-such-docker"])

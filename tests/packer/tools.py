@@ -16,7 +16,7 @@ SCRIPTS = PACKER_FOLDER / "scripts"
 UPLOAD_FOLDER = "/tmp/kiln-build"
 
 AGENT_COMMANDS = {"claude-code": "claude", "codex": "codex", "gemini": "gemini", "cursor": "cursor-agent"}
-SOURCES = ("amazon-ebs.agent", "docker.agent")
+SOURCES = ("amazon-ebs.agent", "docker.agent", "docker.published")
 
 PACKER_TIMEOUT_SECONDS = 240
 

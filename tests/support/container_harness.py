@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.agent_attempt import AgentParts
 from activities.attempt import AttemptTerms
 from activities.container_attempt import ContainerParts, TransferParts
 from activities.containers import ContainerActivities, TransferActivities
@@ -19,6 +20,7 @@ from activities.house import HouseActivities
 from activities.interceptor import ErrorInterceptor
 from activities.publication import PublicationActivities
 from activities.record import RecordActivities
+from kiln.adapters.agent_images import AgentImagePlace, AgentImageRuns
 from kiln.adapters.buildx import BuildxPlace, BuildxRuns
 from kiln.adapters.contexts import StoredContexts
 from kiln.adapters.objects import DirectoryStore
@@ -28,7 +30,16 @@ from kiln.adapters.skopeo import SkopeoPlace, SkopeoRuns
 from kiln.catalog import builds, contexts, tags
 from kiln.catalog.builds import NewBuild
 from kiln.catalog.session import Catalog
-from kiln.models import Api, BuildRef, HouseTerms, Target, TransferSpec
+from kiln.models import (
+    AgentInstall,
+    Api,
+    BuildRef,
+    ContainerBuildSpec,
+    HouseTerms,
+    Provider,
+    Target,
+    TransferSpec,
+)
 from kiln.naming import (
     STAGING_OWNER,
     TRANSFER_QUEUE,
@@ -39,6 +50,7 @@ from kiln.naming import (
 )
 from kiln.ports import ContextFacts, Order
 from kiln.registry_tokens import RegistryTokens
+from kiln.settings import PROJECT_ROOT
 from support.archives import LIMITS, context_archive
 from support.container_rows import add_container, known_tag, target
 from support.container_tools import ContainerToolbox, FakeEngines
@@ -68,6 +80,7 @@ class ContainerHarness(Harness):
         self.pusher = Pusher(site.host, tokens)
         self.tools = ContainerToolbox(self.pusher)
         self.engines = FakeEngines()
+        self.public = AnonymousRegistries([PUBLIC_HOST])
         self.objects = folder / "objects"
         self.store = DirectoryStore(self.objects)
         self.contexts = StoredContexts(self.store, LIMITS)
@@ -75,6 +88,7 @@ class ContainerHarness(Harness):
         self.target: Target = target(f"app-{uuid.uuid4().hex[:12]}")
 
     def close(self) -> None:
+        self.public.close()
         self.registry.close()
         self.pusher.close()
         super().close()
@@ -93,6 +107,17 @@ class ContainerHarness(Harness):
             build = builds.insert(tx, NewBuild(self.organization, Api.CONTAINER_IMAGES, spec, created_by="a-key"))
             tags.claim(tx, build, self.target)
             return build.id
+
+    async def submit_agent(self, base_image: str = "") -> str:
+        """A build of the newest codex, started, on a public image unless on another."""
+        reference = base_image or f"{PUBLIC_HOST}/library/debian:v1"
+        agent = AgentInstall(provider=Provider.CODEX, base_image=reference)
+        spec = ContainerBuildSpec(target=self.target, agent=agent)
+        with self.catalog.transaction() as tx:
+            build = builds.insert(tx, NewBuild(self.organization, Api.CONTAINER_IMAGES, spec, created_by="a-key"))
+            tags.claim(tx, build, self.target)
+        await self.start(build.id)
+        return build.id
 
     async def awaits_context(self, patience: timedelta = timedelta(hours=1), *, secret: str = "") -> str:
         """A build whose workflow waits for its context."""
@@ -210,16 +235,18 @@ class ContainerHarness(Harness):
         place = BuildxPlace(("docker", "buildx"), self.runs_dir, self.registry.host, docker_config=self.runs_dir.parent)
         kit = BuildxRuns(place, credential)
         parts = ContainerParts(kit=kit, engines=self.engines, contexts=self.contexts, **self._parts(client, name))
-        return self._worker(client, container_queue(PLATFORM), ContainerActivities(parts).build)
+        agent_place = AgentImagePlace("packer", PROJECT_ROOT / "packer", self.runs_dir, self.registry.host)
+        agent_kit = AgentImageRuns(agent_place, credential)
+        agents = AgentParts(kit=agent_kit, engines=self.engines, public=self.public, **self._parts(client, name))
+        return self._worker(client, container_queue(PLATFORM), ContainerActivities(parts, agents).build)
 
     @asynccontextmanager
     async def transferrer(self) -> AsyncIterator[None]:
         """A worker that runs skopeo."""
         kit = SkopeoRuns(SkopeoPlace("skopeo", self.runs_dir, self.registry.host), credential)
-        with closing(AnonymousRegistries([PUBLIC_HOST])) as public:
-            parts = TransferParts(kit=kit, public=public, **self._parts(self.client, "worker-1"))
-            async with self._worker(self.client, TRANSFER_QUEUE, TransferActivities(parts).transfer):
-                yield
+        parts = TransferParts(kit=kit, public=self.public, **self._parts(self.client, "worker-1"))
+        async with self._worker(self.client, TRANSFER_QUEUE, TransferActivities(parts).transfer):
+            yield
 
     def _parts(self, client: Client, name: str) -> dict[str, Any]:
         terms = AttemptTerms(limit=self.limit, lease=HEARTBEAT_TIMEOUT * 0.8, grace=timedelta(seconds=5))

@@ -1,4 +1,5 @@
-"""Tools for container images that play scripts: a buildx and a skopeo which really push. And an engine that does nothing."""
+"""Tools for container images that play scripts: a buildx, a Packer and a skopeo which really push. And an engine that
+does nothing."""
 
 # ruff: noqa: ARG002  a port's parameters that a fake has no use for
 
@@ -11,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kiln.adapters.tool_output import Line
-from kiln.ports import Engine
+from kiln.ports import Engine, Traces
 from kiln.redact import Redactor
 from support.fakes import FakeTool
 from support.harness import SECRET_NAME
@@ -30,7 +31,8 @@ class ContainerRun:
         self._options = dict(part.split("=", 1) for part in argv if part.startswith("--") and "=" in part)
         self._redactor = redactor
         self._is_transfer = "copy" in argv
-        reference = argv[-1].removeprefix("docker://") if self._is_transfer else self._options["--tag"]
+        self.variables = _packer_variables(argv)
+        reference = self._reference(argv)
         self._repository, _, self._tag = reference.partition("/")[2].rpartition(":")
         self.attempt = int(self._tag.rpartition("-")[2])
         self.secret = env.get(SECRET_NAME, "")
@@ -40,16 +42,23 @@ class ContainerRun:
         self.ended = False
         self.lines: asyncio.Queue[Line | None] = asyncio.Queue()
 
+    def _reference(self, argv: Sequence[str]) -> str:
+        if self._is_transfer:
+            return argv[-1].removeprefix("docker://")
+        return self.variables.get("kiln_container_reference") or self._options["--tag"]
+
     def says(self, text: str) -> None:
-        """A step's output, or skopeo's."""
+        """A step's output, a script's, or skopeo's."""
         if self._is_transfer:
             self._prints(text)
+        elif self.variables:
+            self._prints(f"0,,ui,message,    docker.published: {text}")
         else:
             data = base64.b64encode(f"{text}\n".encode()).decode()
             self._prints(json.dumps({"vertexes": [STEP], "logs": [{"vertex": STEP["digest"], "data": data}]}))
 
     def complains(self, text: str) -> None:
-        self._prints(f"ERROR: failed to solve: {text}")
+        self._prints(f"0,,ui,error,{text}" if self.variables else f"ERROR: failed to solve: {text}")
 
     def reads(self, reference: str) -> None:
         """BuildKit takes an image as its base."""
@@ -63,12 +72,18 @@ class ContainerRun:
         """The tool's last act: the digest, in the file that it was told."""
         if self._is_transfer:
             Path(self._options["--digestfile"]).write_text(self.image.digest)
-        else:
+        elif not self.variables:
             said = {"containerimage.digest": self.image.digest}
             Path(self._options["--metadata-file"]).write_text(json.dumps(said))
 
     def _prints(self, text: str) -> None:
         self.lines.put_nowait(Line("stderr", self._redactor.text(text), datetime.now(UTC)))
+
+
+def _packer_variables(argv: Sequence[str]) -> dict[str, str]:
+    """What Packer is given; nothing of another tool's command line."""
+    files = [part.removeprefix("-var-file=") for part in argv if part.startswith("-var-file=")]
+    return json.loads(Path(files[0]).read_text()) if files else {}
 
 
 Script = Callable[[ContainerRun], Awaitable[int]]
@@ -128,6 +143,8 @@ class FakeEngines:
 
     def __init__(self) -> None:
         self.forgotten: list[str] = []
+        self.expected: list[Traces] = []
+        self.cleared: list[Traces] = []
 
     @asynccontextmanager
     async def lease(self, affinity: str) -> AsyncIterator[Engine]:
@@ -138,3 +155,9 @@ class FakeEngines:
 
     async def forget(self, engine: Engine, references: Collection[str]) -> None:
         self.forgotten += references
+
+    def expect(self, engine: Engine, traces: Traces) -> None:
+        self.expected.append(traces)
+
+    async def clear(self, engine: Engine, traces: Traces) -> None:
+        self.cleared.append(traces)
