@@ -32,7 +32,7 @@ def test_a_frozen_worker_comes_back_to_a_build_that_is_anothers(rig: Rig, before
         build_id = rig.submit()
         gate.wait_for_request(20)
         frozen, tools = rig.builder_of(build_id), rig.packers(build_id)
-        rig.stack.kill(frozen, signal.SIGSTOP)
+        rig.freeze(frozen)
         try:
             assert eventually(lambda: not tools & rig.packers(), 10), "a tool outlived its lease"
             gate.release()
@@ -69,7 +69,7 @@ def test_an_ami_that_was_pending_at_the_freeze_is_adopted(rig: Rig, before: Acco
     build_id = rig.submit()
     assert eventually(lambda: "AMI: ami-" in rig.log(build_id), 20)
     frozen = rig.builder_of(build_id)
-    rig.stack.kill(frozen, signal.SIGSTOP)
+    rig.freeze(frozen)
     try:
         assert eventually(lambda: "takes the build up" in rig.log(build_id), 30)
         rig.proxy.release()

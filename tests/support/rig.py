@@ -1,9 +1,11 @@
 """A whole Kiln before a faulty EC2: real Temporal, Packer, workers and API as processes of their own."""
 
 import json
+import signal
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ FAST = {
     "packer_slots": 2,
     "containers": False,
 }
+FREEZES = 20
+# Longer than a living process writes.
+WRITE_SECONDS = 1.0
 ENDED = frozenset({"succeeded", "failed", "cancelled", "timed_out"})
 
 
@@ -67,6 +72,16 @@ class Rig:
 
     def log(self, build_id: str) -> str:
         return self.http.get(f"/api/v1/builds/{build_id}/logs", headers={"Accept": "text/plain"}).text
+
+    def freeze(self, name: str) -> None:
+        """Stops a part's process, but not in the midst of a write: frozen there, it keeps SQLite from all others for as long
+        as it is (docs/adr/0007-sqlite-needs-healthy-processes.md)."""
+        for _ in range(FREEZES):
+            self.stack.kill(name, signal.SIGSTOP)
+            if _can_be_written(self.stack.settings.home_dir):
+                return
+            self.stack.kill(name, signal.SIGCONT)
+        raise AssertionError(f"{name} was found writing {FREEZES} times")
 
     def builder_of(self, build_id: str) -> str:
         """The name of the worker process whose Packer builds this, by Packer's own command line."""
@@ -148,3 +163,13 @@ def _stack(home: Path, proxy: Ec2Proxy, settings: Mapping[str, object]) -> Local
         **{**FAST, **settings},  # type: ignore[arg-type]
     )
     return LocalStack(chosen, parts=BUILD_PARTS, workers=WORKERS, auto_restart=False, embedded=True)
+
+
+def _can_be_written(home: Path) -> bool:
+    for name in ("catalog.db", "logs.db"):
+        with closing(sqlite3.connect(home / name, timeout=WRITE_SECONDS, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+    return True
