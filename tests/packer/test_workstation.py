@@ -58,7 +58,8 @@ class TestTemplate:
     def test_what_it_shares_with_the_agents_template_is_the_same(self) -> None:
         """A variable of both is checked alike, and has the same default but where the image's kind decides it."""
         mine, agents = variables_of(WORKSTATION), variables_of(TEMPLATE)
-        assert agents.keys() - mine.keys() == {"provider", "agent_version"}
+        # Of the two, only agents become container images of Kiln's registry.
+        assert agents.keys() - mine.keys() == {"provider", "agent_version", "kiln_container_name"}
         assert mine.keys() - agents.keys() == {"software"}
         unlike = {
             name
