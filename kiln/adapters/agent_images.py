@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kiln.adapters.buildx import engine_tls, operator_config
 from kiln.adapters.packer import VARIABLE_FILE, packer_environment
-from kiln.adapters.runs import new_run_dir, registry_login, write_private
-from kiln.naming import resource_suffix, staging_repository, staging_tag
+from kiln.adapters.pushing_runs import PushingRuns
+from kiln.adapters.runs import write_private
+from kiln.naming import resource_suffix
 from kiln.ports import Engine, Order, ToolJob, Traces
-from kiln.registry_tokens import BUILD_USER
 
 TEMPLATE_FILE = "agent.pkr.hcl"
 TEMPLATE_SOURCE = "docker.published"
@@ -36,21 +36,15 @@ class AgentImagePlace:
     docker_config: Path = field(default_factory=operator_config)
 
 
-class AgentImageRuns:
+class AgentImageRuns(PushingRuns):
     """`kiln.ports.AgentKit`. `credential` makes the password with which a build's tools log in to the registry."""
 
     def __init__(self, place: AgentImagePlace, credential: Callable[[Order], str]) -> None:
+        super().__init__(place, credential)
         self._place = place
-        self._credential = credential
-
-    def folder(self, order: Order) -> Path:  # noqa: ARG002  the port's
-        return new_run_dir(self._place.work_dir, "container")
-
-    def discard(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
 
     def traces(self, order: Order) -> Traces:
-        return Traces(_container(order), (self._staging_reference(order), order.agent.base_image))
+        return Traces(_container(order), (self.staging_reference(order), order.agent.base_image))
 
     def prepare(self, order: Order, folder: Path, engine: Engine) -> ToolJob:
         """Writes the variable file and a Docker configuration, with which the engine pulls and pushes."""
@@ -60,8 +54,7 @@ class AgentImageRuns:
             shutil.copyfile(self._place.ca_bundle, folder / CA_BUNDLE)
         (folder / SHARED).mkdir(mode=0o700)
         (folder / DOCKER_CONFIG).mkdir(mode=0o700)
-        login = registry_login(self._place.registry_host, BUILD_USER, self._credential(order))
-        write_private(folder / DOCKER_CONFIG / "config.json", login)
+        write_private(folder / DOCKER_CONFIG / "config.json", self.login(order))
         return ToolJob(argv=self._argv(folder), env=self._environment(order, folder, engine), cwd=folder)
 
     def _argv(self, folder: Path) -> tuple[str, ...]:
@@ -83,7 +76,7 @@ class AgentImageRuns:
             "npm_registry": agent.npm_registry,
             "kiln_base_image": agent.base_image,
             "kiln_container_name": _container(order),
-            "kiln_container_reference": self._staging_reference(order),
+            "kiln_container_reference": self.staging_reference(order),
             "kiln_ca_bundle": str(folder / CA_BUNDLE) if self._place.ca_bundle else "",
         }
 
@@ -96,10 +89,6 @@ class AgentImageRuns:
             "DOCKER_DEFAULT_PLATFORM": order.platform,
             **engine_tls(engine, self._place.docker_config),
         }
-
-    def _staging_reference(self, order: Order) -> str:
-        repository, tag = staging_repository(order.build_id), staging_tag(order.attempt)
-        return f"{self._place.registry_host}/{repository}:{tag}"
 
 
 def _container(order: Order) -> str:

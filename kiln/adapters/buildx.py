@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kiln.adapters.runs import base_environment, inherited, new_run_dir, registry_login, write_private
-from kiln.naming import staging_repository, staging_tag
+from kiln.adapters.pushing_runs import PushingRuns
+from kiln.adapters.runs import base_environment, inherited, write_private
 from kiln.ports import Engine, Order, ToolJob
-from kiln.registry_tokens import BUILD_USER
 
 METADATA_FILE = "metadata.json"
 DIGEST_KEY = "containerimage.digest"
@@ -73,22 +72,12 @@ class BuildxPlace:
     docker_config: Path = field(default_factory=operator_config)
 
 
-class BuildxRuns:
+class BuildxRuns(PushingRuns):
     """`kiln.ports.ContainerKit`. `credential` makes the password with which a build's tools log in to the registry."""
 
     def __init__(self, place: BuildxPlace, credential: Callable[[Order], str]) -> None:
+        super().__init__(place, credential)
         self._place = place
-        self._credential = credential
-
-    def folder(self, order: Order) -> Path:  # noqa: ARG002  the port's
-        return new_run_dir(self._place.work_dir, "container")
-
-    def discard(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def staging_reference(self, order: Order) -> str:
-        repository, tag = staging_repository(order.build_id), staging_tag(order.attempt)
-        return f"{self._place.registry_host}/{repository}:{tag}"
 
     def prepare(self, order: Order, folder: Path, context: Path, engine: Engine) -> ToolJob:
         """Writes the run's Docker configuration; values of build arguments go by the environment where they can."""
@@ -160,10 +149,7 @@ class BuildxRuns:
     def _write_docker_config(self, folder: Path, order: Order) -> None:
         folder.mkdir(mode=0o700)
         plugins = [str(self._place.docker_config / "cli-plugins"), *_extra_plugin_dirs(self._place.docker_config)]
-        login = registry_login(
-            self._place.registry_host, BUILD_USER, self._credential(order), cliPluginsExtraDirs=plugins
-        )
-        write_private(folder / "config.json", login)
+        write_private(folder / "config.json", self.login(order, cliPluginsExtraDirs=plugins))
 
     def _copy_builder(self, folder: Path) -> None:
         """Buildx finds a named builder by a file in its own directory, which this run does not share."""

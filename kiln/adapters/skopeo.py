@@ -2,23 +2,19 @@
 
 import ipaddress
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kiln.adapters.pushing_runs import PushingRuns
 from kiln.adapters.runs import (
     NETWORK_ENVIRONMENT,
     base_environment,
     inherited,
-    new_run_dir,
-    registry_login,
     write_private,
 )
-from kiln.naming import staging_repository, staging_tag
 from kiln.ports import Order, ToolJob
-from kiln.registry_tokens import BUILD_USER
 
 DIGEST_FILE = "digest"
 LOGIN_FILE = "login.json"
@@ -35,27 +31,17 @@ class SkopeoPlace:
     registry_host: str
 
 
-class SkopeoRuns:
+class SkopeoRuns(PushingRuns):
     """`kiln.ports.TransferKit`. `credential` makes the password with which a build's tools log in to the registry."""
 
+    kind = "transfer"
+
     def __init__(self, place: SkopeoPlace, credential: Callable[[Order], str]) -> None:
+        super().__init__(place, credential)
         self._place = place
-        self._credential = credential
-
-    def folder(self, order: Order) -> Path:  # noqa: ARG002  the port's
-        return new_run_dir(self._place.work_dir, "transfer")
-
-    def discard(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def staging_reference(self, order: Order) -> str:
-        """`{registry}/{staging repository}:{attempt's tag}`."""
-        repository, tag = staging_repository(order.build_id), staging_tag(order.attempt)
-        return f"{self._place.registry_host}/{repository}:{tag}"
 
     def prepare(self, order: Order, folder: Path) -> ToolJob:
-        login = registry_login(self._place.registry_host, BUILD_USER, self._credential(order))
-        write_private(folder / LOGIN_FILE, login)
+        write_private(folder / LOGIN_FILE, self.login(order))
         return ToolJob(argv=self._argv(order, folder), env=_environment(folder), cwd=folder)
 
     def digest(self, job: ToolJob) -> str | None:
