@@ -185,6 +185,7 @@ def _host(settings: Settings) -> Host:
         grace_seconds=settings.pod_grace_seconds,
         lease_seconds=settings.pod_lease_seconds,
         engine=settings.runner_engine,
+        path=settings.agent_path,
     )
     root = settings.pods_dir / "pods"
     shims, containers = HostShims(root), ContainerSandboxes(terms)
@@ -212,7 +213,7 @@ def _report(settings: Settings, host: Host, runner_name: str | None) -> HostRepo
         incarnation=str(uuid.uuid4()),
         max_concurrent_pods=settings.runner_places,
         allows_custom_commands=settings.runner_custom_commands,
-        available_agents=available_agents(),
+        available_agents=available_agents(settings.agent_path),
         limits=sorted({*host.shims.limits(), *host.sandboxes.limits(), *engine_limits}),
         host_info=_host_info(),
         runner_name=runner_name,

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kiln.errors import InvalidRequestError, KilnError
+from kiln.models import AGENT_PATH
 from kiln.naming import PLATFORMS
 from kiln.references import parse_reference
 
@@ -115,6 +116,7 @@ class Settings(BaseSettings):
     runner_dir: Path | None = None
     runner_engine: str = ""
     agent_uids: Annotated[str, Field(pattern=r"^[1-9][0-9]{2,8}-[1-9][0-9]{2,8}$")] = "200000-209999"
+    agent_path: Annotated[str, Field(pattern=r"^/[^:]*(:/[^:]*)*$")] = AGENT_PATH
     pod_memory_mb: Annotated[int, Field(ge=16)] = 4096
     pod_processes: Annotated[int, Field(ge=8)] = 1024
     pod_cpus: Annotated[float, Field(gt=0)] = 2.0

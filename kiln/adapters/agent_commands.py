@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kiln.errors import OperationFailedError
-from kiln.models import AgentType
+from kiln.models import AGENT_PATH, AgentType
 from kiln.ports.pods import PodOrder
 
-AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Linux takes 128 KiB in one argument; a longer prompt goes to the terminal.
 MAX_ARGUMENT_BYTES = 100_000
 MCP_FILE = "mcp.json"

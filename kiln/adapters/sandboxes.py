@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kiln.adapters.agent_commands import AGENT_PATH, AgentCommand, agent_command
+from kiln.adapters.agent_commands import AgentCommand, agent_command
 from kiln.adapters.agent_users import AgentUsers
 from kiln.adapters.sandbox_disk import SandboxDisk, can_limit_disk
 from kiln.adapters.sandbox_files import Places, make_own, make_passable, remove_tree, write_files
@@ -25,7 +25,7 @@ from kiln.adapters.sandbox_git import Tenant, Worktrees, forget, identity
 from kiln.adapters.sandbox_mirror import secrets_of
 from kiln.adapters.sandbox_steps import PodUser, end_all, whole
 from kiln.errors import OperationFailedError
-from kiln.models import SandboxType
+from kiln.models import AGENT_PATH, SandboxType
 from kiln.ports.pods import PodOrder, ShimOrder
 from kiln.ports.sandboxes import Sandboxes, Say
 from kiln.redact import MIN_ANYWHERE
@@ -40,7 +40,8 @@ MCP_SECRETS = frozenset({"env", "headers", "http_headers"})
 @dataclass(frozen=True)
 class SandboxTerms:
     """What holds for every sandbox of a host. `root` holds `pods/KEY` and `repositories`; `uids` are the user ids that
-    agents may have, where the runner is root; `engine` is the container engine's address, "" for the usual one."""
+    agents may have, where the runner is root; `engine` is the container engine's address, "" for the usual one; `path` is
+    where agents and what they call are looked for."""
 
     root: Path
     uids: range
@@ -50,6 +51,7 @@ class SandboxTerms:
     grace_seconds: float
     lease_seconds: float
     engine: str
+    path: str = AGENT_PATH
 
 
 class HostSandboxes:
@@ -141,7 +143,7 @@ class HostSandboxes:
             shim="",
             argv=command.argv,
             cwd=places.work,
-            environment=agent_environment(order, command, _base(places, uid)),
+            environment=agent_environment(order, command, _base(places, uid, terms.path)),
             user=None if uid is None else str(uid),
             limit_seconds=left,
             grace_seconds=terms.grace_seconds,
@@ -202,13 +204,13 @@ def _mcp_secrets(config: Mapping[str, object]) -> Iterator[str]:
             yield from _mcp_secrets(value)
 
 
-def _base(places: Places, uid: int | None) -> dict[str, str]:
+def _base(places: Places, uid: int | None, path: str) -> dict[str, str]:
     name = AGENT
     if uid is None:
         with suppress(KeyError):
             name = pwd.getpwuid(os.geteuid()).pw_name
     return {
-        "PATH": AGENT_PATH,
+        "PATH": path,
         "HOME": str(places.home),
         "USER": name,
         "LOGNAME": name,

@@ -57,6 +57,7 @@ from kiln.models.machines import (
     TemplateStatus,
 )
 from kiln.models.pods import (
+    AGENT_PATH,
     CONTAINER_LIMIT,
     MAX_PROMPT_BYTES,
     OPEN_POD_STATUSES,
@@ -79,6 +80,7 @@ from kiln.models.pods import (
 )
 
 __all__ = [
+    "AGENT_PATH",
     "CONTAINER_LIMIT",
     "MAX_PROMPT_BYTES",
     "OPEN_POD_STATUSES",

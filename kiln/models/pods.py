@@ -57,6 +57,8 @@ class PodLimits(Frozen):
     disk_mb: int | None = None
 
 
+# Where a runner looks for agents, and they for what they call, unless its operator says otherwise.
+AGENT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Every engine enforces these; of others, a runner says `container.` and the name where its own does.
 ENGINE_LIMITS = frozenset({"memory_mb", "processes"})
 CONTAINER_LIMIT = "container."

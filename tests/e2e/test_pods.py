@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.pod_rig import POD_MARK, PODS, PodRig, agent_processes, mark_of, running_pod_rig
+from support.pod_rig import INSTALLED, POD_MARK, PODS, PodRig, agent_processes, mark_of, running_pod_rig
 from support.processes import eventually
 
 LISTENING = 'echo ready; while read -r line; do echo "got: $line"; done'
@@ -95,6 +95,29 @@ def test_a_prompt_before_the_start_comes_at_the_start(rig: PodRig, mark: str) ->
     rig.terminate(holders[0])
     rig.wait(waiting)
     assert rig.log(waiting).splitlines()[-3:] == ["got: one", "got: two", "got: three"]
+
+
+def test_an_agent_is_started_by_its_type(rig: PodRig) -> None:
+    """A runner offers what it finds installed. Each is called by its own program, with prompt, turns and MCP configuration
+    as that takes them: to work something off and end, or to stay for more."""
+    assert rig.runner()["available_agents"] == list(INSTALLED)
+    servers = {"mcpServers": {"files": {"command": "files-server"}}}
+    task = {"initial_prompt": "fix it", "max_turns": 3, "custom_mcp_config": servers}
+    working = rig.create(agent_type_id="claude-code", **task)
+    assert rig.wait(working)["status"] == "completed"
+    said = rig.log(working).splitlines()
+    home = rig.sandbox(working) / "sandbox" / "home"
+    assert said[0] == "claude"
+    assert {"<--print>", "<--max-turns=3>", f"<--mcp-config={home}/mcp.json>", "<fix it>", "turns: 3"} <= set(said)
+    assert json.loads(said[-1]) == servers
+    staying = rig.create(agent_type_id="codex", initial_prompt="begin")
+    rig.printed(staying, "<begin>")
+    rig.prompt(staying, "go on")
+    rig.printed(staying, "got: go on")
+    assert rig.log(staying).splitlines()[0] == "codex"
+    refused = rig.http.post(PODS, json={"runner_id": "local", "agent_type_id": "gemini"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "VALIDATION_FAILED")
+    assert refused.json()["error"].startswith("agent_type_id: ")
 
 
 def test_an_agents_failure_is_its_exit_code(rig: PodRig) -> None:

@@ -16,6 +16,7 @@ import httpx
 
 from cli.local_stack import API, EC2, RUNNER, TEMPORAL, WORKER, LocalStack
 from kiln.catalog.keys import DEFAULT_ORGANIZATION
+from kiln.models import AGENT_PATH
 from kiln.settings import Settings
 from support.ports import free_ports
 from support.processes import eventually, marked
@@ -32,6 +33,17 @@ FAST = {
 TEMPORAL_CLI = str(Path(sys.executable).with_name("temporal"))
 PODS = f"/api/v1/ext/orgs/{DEFAULT_ORGANIZATION}/pods"
 RUNNERS = f"/api/v1/ext/orgs/{DEFAULT_ORGANIZATION}/runners"
+# Agent types that the rig's runner has, and their programs.
+INSTALLED = {"claude-code": "claude", "codex": "codex"}
+STAND_IN = """#!/bin/sh
+basename "$0"
+printf '<%s>\\n' "$@"
+echo "turns: $KILN_MAX_TURNS"
+[ -z "$KILN_MCP_CONFIG" ] || cat "$KILN_MCP_CONFIG"
+echo
+case "$*" in *--print*) exit 0;; esac
+while read -r line; do echo "got: $line"; done
+"""
 POD_MARK = "POD_TEST_MARK"
 ENDED = frozenset({"completed", "failed", "terminated"})
 
@@ -150,12 +162,25 @@ def runner_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def _install_agents(folder: Path) -> str:
+    """Stand-ins for some of the agents, which say how they were called and then repeat what they are told; the path that
+    has them."""
+    programs = folder / "bin"
+    programs.mkdir(mode=0o755)
+    for name in INSTALLED.values():
+        (programs / name).write_text(STAND_IN)
+        (programs / name).chmod(0o755)
+    return f"{programs}:{AGENT_PATH}"
+
+
 @contextmanager
 def running_pod_rig(home: Path, **settings: Any) -> Iterator[PodRig]:
     """A stack whose control worker, API and runner are processes; what its parts printed is printed if the block fails."""
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     with runner_folder() as folder:
-        place = Settings(home=home, **{**FAST, "runner_dir": folder, **ports, **settings})
+        place = Settings(
+            home=home, **{**FAST, "runner_dir": folder, "agent_path": _install_agents(folder), **ports, **settings}
+        )
         stack = LocalStack(place, parts=PARTS, workers=(("control",),), auto_restart=False, embedded=True)
         try:
             with stack, _client(stack) as http:
